@@ -1,0 +1,24 @@
+"""Losses, optimizers and learning-rate schedules for JAX in which every number is traced."""
+
+from importlib.metadata import version as _version
+
+from . import losses as losses
+from . import optimizers as optimizers
+from . import schedules as schedules
+from ._types import Batch as Batch
+from ._types import Scalar as Scalar
+from ._types import Vector as Vector
+from .models import Model as Model
+from .models import from_linen as from_linen
+from .models import from_nnx as from_nnx
+from .recipe import Bound as Bound
+from .recipe import Recipe as Recipe
+from .recipe import bind as bind
+from .recipe import numbers as numbers
+from .recipe import with_numbers as with_numbers
+from .step import TrainState as TrainState
+from .step import eval_step as eval_step
+from .step import init_state as init_state
+from .step import train_step as train_step
+
+__version__ = _version("lossopt_jax")

@@ -1,0 +1,48 @@
+"""The vocabulary every other file is written in: annotations, the batch, and the contracts on shapes and dtypes."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+# `bind` looks for these two by identity: a keyword-only parameter that carries one is a traced number, any other is structure.
+Scalar = Annotated[ArrayLike, "a hyper-parameter"]
+Vector = Annotated[ArrayLike | Sequence[float], "a vector of hyper-parameters"]
+
+PyTree: TypeAlias = Any
+Params: TypeAlias = Any
+Schedule: TypeAlias = Callable[[ArrayLike], jax.Array]
+
+
+class Batch(NamedTuple):
+    """What one step sees.
+
+    inputs: [b, ...], whatever the model takes (an array or a pytree of arrays).
+    targets: [b, ...], whatever the loss takes.
+    weights: None (all ones), [b], or the shape of the loss's values; 0 masks an example out.
+    """
+
+    inputs: PyTree
+    targets: PyTree
+    weights: jax.Array | None = None
+
+
+def check_same_shape(outputs: jax.Array, targets: jax.Array, *, loss: str) -> None:
+    """Raise ValueError unless both shapes are equal: (n,) against (n, 1) would broadcast to (n, n) unseen."""
+    if jnp.shape(outputs) != jnp.shape(targets):
+        raise ValueError(
+            f"{loss}: outputs and targets must have the same shape, got outputs {jnp.shape(outputs)} and targets {jnp.shape(targets)}"
+        )
+
+
+def to_float32(x: ArrayLike) -> jax.Array:
+    """`x` in float32, or as it is in float64: half precision is widened before any arithmetic, float64 stays exact."""
+    x = jnp.asarray(x)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """`tree` with every leaf in the dtype of the same leaf of `like`, so that a `lax.scan` carry keeps its dtypes."""
+    return jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), tree, like)

@@ -1,0 +1,143 @@
+"""One place for class labels: what is accepted, what is ignored, what is loud, and how much each example counts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Vector, to_float32
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ClassTargets(NamedTuple):
+    """Targets that passed the contract, with the logits made safe where a label is ignored.
+
+    logits: [*b, c] float32; all 0 where ignored.
+    labels: [*b] in 0 ... c-1, or None. probs: [*b, c], or None. One of the two.
+    counts: [*b]: 1, or 0 where ignored, or NaN where the label is no class: multiplied with the values it makes both value
+        and gradient 0 or NaN.
+    """
+
+    logits: jax.Array
+    labels: jax.Array | None
+    probs: jax.Array | None
+    counts: jax.Array
+
+
+def class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int = -100, classes: int | None = None) -> ClassTargets:
+    """The contract of every loss over classes: integer labels of the logits' shape less its last axis, or a distribution of its shape.
+
+    A label that is neither a class nor `ignore_index` raises ValueError where its value is known, and is NaN where it is traced.
+    classes: how many there are, where it is not the length of the logits' last axis.
+    """
+    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+    if logits.ndim == 0:
+        raise ValueError(f"{loss}: outputs must have a last axis of classes, got a scalar")
+    if not is_labels(targets):
+        if targets.shape != logits.shape or not jnp.issubdtype(targets.dtype, jnp.floating) or classes is not None:
+            raise ValueError(_contract(loss, logits, targets, distribution=classes is None))
+        return ClassTargets(to_float32(logits), None, to_float32(targets), jnp.ones(logits.shape[:-1], to_float32(logits).dtype))
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(_contract(loss, logits, targets, distribution=classes is None))
+    classes = logits.shape[-1] if classes is None else classes
+    _check_concrete(targets, classes, ignore_index, loss)
+    labels = _signed(targets)
+    ignored = labels == ignore_index
+    known = (labels >= 0) & (labels < classes)
+    wide = to_float32(logits)
+    counts = jnp.where(ignored, 0, jnp.where(known, 1, jnp.nan)).astype(wide.dtype)
+    # Before the loss, not after: NaN under an ignored label times 0 would be NaN.
+    return ClassTargets(wide, jnp.where(ignored, -1, jnp.where(known, labels, 0)), None, counts)
+
+
+def is_labels(targets: Any) -> bool:
+    """Whether targets are integer labels (or bools) rather than a distribution."""
+    dtype = jnp.asarray(targets).dtype
+    return bool(jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_)
+
+
+def class_vector(weights: Any, classes: int, *, loss: str, name: str = "class_weights") -> jax.Array:
+    """A number per class, [c] float32; anything else raises."""
+    weights = to_float32(weights)
+    if weights.shape != (classes,):
+        raise ValueError(f"{loss}: {name} must have shape ({classes},), one per class, got {weights.shape}")
+    return weights
+
+
+def weigh_classes(targets: Any, *, class_weights: Vector | None = None, ignore_index: int = -100) -> jax.Array:
+    """[*b]: how much each example counts in a mean: 0 where ignored, else 1 or its class weight (its expectation, for a distribution)."""
+    targets = jnp.asarray(targets)
+    if not is_labels(targets):
+        targets = to_float32(targets)
+        if class_weights is None:
+            return jnp.ones(targets.shape[:-1], targets.dtype)
+        return (targets * last_axis(class_vector(class_weights, targets.shape[-1], loss="weigh"), targets)).sum(-1)
+    labels = _signed(targets)
+    ones = jnp.ones(labels.shape, jnp.float32)
+    if class_weights is not None:
+        ones = to_float32(class_weights).at[labels].get(mode="clip")
+    return jnp.where(labels == ignore_index, 0, ones)
+
+
+def weighed_by(weigh: Callable[..., jax.Array]) -> Callable[[F], F]:
+    """Give a loss its `weigh(targets, **numbers) -> [*b]`: the denominator that the mean of its values is to use."""
+
+    def attach(loss: F) -> F:
+        loss.weigh = weigh  # type: ignore[attr-defined]
+        return loss
+
+    return attach
+
+
+def label_weights(class_weights: jax.Array, labels: jax.Array) -> jax.Array:
+    """[*b]: the class weight of each label."""
+    return class_weights.at[labels].get(mode="clip")
+
+
+def binary_targets(targets: Any, *, loss: str, low: int = 0) -> jax.Array:
+    """Targets from `low` to 1 as floats; an integer other than these two raises where known and is NaN where traced."""
+    targets = jnp.asarray(targets)
+    if targets.dtype == jnp.bool_:
+        return jnp.where(targets, 1.0, float(low))
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return to_float32(targets)
+    known = (targets == low) | (targets == 1) if low >= 0 or jnp.issubdtype(targets.dtype, jnp.signedinteger) else targets == 1
+    if not isinstance(targets, jax.core.Tracer) and not (ok := np.asarray(known)).all():
+        raise ValueError(f"{loss}: targets must be {low} or 1, got {np.asarray(targets)[~ok].flat[0]}")
+    return jnp.where(known, targets.astype(jnp.float32), jnp.nan)
+
+
+def last_axis(vector: Any, like: jax.Array, *, what: str = "a vector of class numbers") -> jax.Array:
+    """A number as it is, or a number per entry of the last axis of `like`, reshaped to meet it."""
+    vector = to_float32(vector)
+    if vector.ndim == 0:
+        return vector
+    if vector.shape != like.shape[-1:]:
+        raise ValueError(f"{what} must be a number or one per entry of the last axis of {like.shape}, got shape {vector.shape}")
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def _signed(labels: jax.Array) -> jax.Array:
+    return labels if labels.dtype == jnp.int64 else labels.astype(jnp.int32)  # uint8 cannot be compared with -100
+
+
+def _check_concrete(targets: jax.Array, classes: int, ignore_index: int, loss: str) -> None:
+    if isinstance(targets, jax.core.Tracer):
+        return
+    labels = np.asarray(targets).astype(np.int64)
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if wrong.any():
+        raise ValueError(
+            f"{loss}: label {labels[wrong].flat[0]} is not a class: labels must be 0 to {classes - 1}, or {ignore_index} to be ignored"
+        )
+
+
+def _contract(loss: str, logits: jax.Array, targets: jax.Array, *, distribution: bool) -> str:
+    either = f" or a distribution {logits.shape}" if distribution else ""
+    return (
+        f"{loss}: for outputs {logits.shape} targets must be integer labels {logits.shape[:-1]}{either}, "
+        f"got targets {targets.shape} of {targets.dtype}"
+    )

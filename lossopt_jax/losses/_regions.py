@@ -1,0 +1,184 @@
+"""What region losses stand on: sums over pixels that add up over micro-batches and devices, and one ratio of such sums."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._types import Scalar, check_same_shape, to_float32
+from ._labels import binary_targets, class_targets, is_labels
+from ._stable import hot, sigmoid_pair, softmax_pair
+
+
+class RegionStatistics(NamedTuple):
+    """Sums over pixels of p t, p (1 - t) and (1 - p) t; add two with `jax.tree.map(jnp.add, a, b)`, over devices with `lax.psum`.
+
+    Kept as errors rather than as the totals `predicted` and `true`, since 1 - 2 I / (P + T) cancels where a prediction is good.
+    """
+
+    intersection: jax.Array
+    false_positives: jax.Array
+    false_negatives: jax.Array
+
+    @property
+    def predicted(self) -> jax.Array:
+        """Sum of p (of p^2 where squared)."""
+        return self.intersection + self.false_positives
+
+    @property
+    def true(self) -> jax.Array:
+        """Sum of t (of t^2 where squared)."""
+        return self.intersection + self.false_negatives
+
+
+def region_statistics(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    squared: bool = False,
+    include_background: bool = True,
+    ignore_index: int = -100,
+    loss: str = "region_statistics",
+) -> RegionStatistics:
+    """Statistics of p = softmax(outputs) over the pixels of each image and class.
+
+    outputs: logits [b, *spatial, c]; targets: integer labels [b, *spatial], or a distribution [b, *spatial, c] -> [b, c] each.
+    squared: predicted and true sum p^2 and t^2. include_background: False leaves class 0 out (c - 1 columns).
+    ignore_index: pixels with this label are in none of the sums. Any other label that is no class makes its image NaN.
+
+    >>> s = region_statistics(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]]))
+    >>> s.intersection.round(3), s.false_positives.round(3), s.true.round(3)
+    (Array([[1. , 0.5]], dtype=float32), Array([[0.5, 0. ]], dtype=float32), Array([[1., 1.]], dtype=float32))
+    """
+    z, labels, probs, counts = class_targets(outputs, targets, loss=loss, ignore_index=ignore_index)
+    if z.ndim < 3:
+        raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {z.shape}")
+    t = hot(labels, z.shape[-1]) if labels is not None else probs
+    assert t is not None
+    first = 0 if include_background else 1
+    p, not_p = (x[..., first:] for x in _softmax_pair(z))
+    return _sums(p, not_p, t[..., first:], counts[..., None], tuple(range(1, z.ndim - 1)), squared)
+
+
+def binary_region_statistics(
+    outputs: jax.Array, targets: jax.Array, *, squared: bool = False, ignore_index: int = -100, loss: str = "binary_region_statistics"
+) -> RegionStatistics:
+    """Statistics of p = sigmoid(outputs) over all pixels of each image: all axes but the first are pixels.
+
+    outputs: logits [b, *spatial]; targets: the same shape, 0 or 1, or between -> [b] each. squared, ignore_index: as in `region_statistics`.
+    """
+    return _sigmoid_statistics(outputs, targets, last=0, squared=squared, ignore_index=ignore_index, loss=loss)
+
+
+def multilabel_region_statistics(
+    outputs: jax.Array, targets: jax.Array, *, squared: bool = False, ignore_index: int = -100, loss: str = "multilabel_region_statistics"
+) -> RegionStatistics:
+    """Statistics of p = sigmoid(outputs) over the pixels of each image and label: a pixel may carry several labels, or none.
+
+    outputs: logits [b, *spatial, c]; targets: the same shape, 0 or 1, or between -> [b, c] each. squared, ignore_index: as in `region_statistics`.
+    """
+    return _sigmoid_statistics(outputs, targets, last=1, squared=squared, ignore_index=ignore_index, loss=loss)
+
+
+def over_batch(statistics: RegionStatistics) -> RegionStatistics:
+    """The statistics of all images together: [b, ...] -> [...]."""
+    return jax.tree.map(lambda x: x.sum(0), statistics)
+
+
+def dice_from(statistics: RegionStatistics, *, smooth: Scalar = 1e-5, empty_weight: Scalar = 1.0) -> jax.Array:
+    """1 - (2 I + smooth) / (P + T + smooth), in the shape of the statistics; see `dice`."""
+    tp, fp, fn = statistics
+    return _weigh_empty(share(fp + fn, 2 * tp + smooth), statistics, empty_weight)
+
+
+def iou_from(statistics: RegionStatistics, *, smooth: Scalar = 1e-5, empty_weight: Scalar = 1.0) -> jax.Array:
+    """1 - (I + smooth) / (P + T - I + smooth), in the shape of the statistics; see `iou`."""
+    tp, fp, fn = statistics
+    return _weigh_empty(share(fp + fn, tp + smooth), statistics, empty_weight)
+
+
+def tversky_from(
+    statistics: RegionStatistics, *, alpha: Scalar = 0.3, beta: Scalar = 0.7, smooth: Scalar = 1e-5, empty_weight: Scalar = 1.0
+) -> jax.Array:
+    """1 - (I + smooth) / (I + alpha FP + beta FN + smooth), in the shape of the statistics; see `tversky`."""
+    tp, fp, fn = statistics
+    return _weigh_empty(share(alpha * fp + beta * fn, tp + smooth), statistics, empty_weight)
+
+
+@jax.custom_jvp
+def share(error: jax.Array, agreement: jax.Array) -> jax.Array:
+    """error / (error + agreement), which is 1 - agreement / (error + agreement) without the cancellation; 0 where both are 0."""
+    total = error + agreement
+    return error / jnp.where(total == 0, 1, total)
+
+
+@share.defjvp
+def _share_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    # Autodiff's 1 / total - error / total^2 is rounding noise where there is nearly no agreement: a class that is not in the image.
+    (error, agreement), (derror, dagreement) = primals, tangents
+    total = error + agreement
+    scale = 1 / jnp.where(total == 0, 1, total)
+    good, bad = agreement * scale, error * scale
+    return bad, scale * (good * derror - bad * dagreement)
+
+
+def _weigh_empty(values: jax.Array, statistics: RegionStatistics, empty_weight: Scalar) -> jax.Array:
+    return jnp.where(statistics.true == 0, empty_weight * values, values)
+
+
+def _sigmoid_statistics(
+    outputs: jax.Array, targets: jax.Array, *, last: int, squared: bool, ignore_index: int, loss: str
+) -> RegionStatistics:
+    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    check_same_shape(outputs, targets, loss=loss)
+    if outputs.ndim < 2 + last:
+        shape = "[b, *spatial, c]" if last else "[b, *spatial]"
+        raise ValueError(f"{loss}: outputs must be {shape} with at least one spatial axis, got {outputs.shape}")
+    x = to_float32(outputs)
+    counts = jnp.ones((1,) * x.ndim, x.dtype)
+    if is_labels(targets) and targets.dtype != jnp.bool_:
+        void = targets.astype(jnp.int32) == ignore_index
+        x, targets, counts = jnp.where(void, 0, x), jnp.where(void, 0, targets), jnp.where(void, 0, 1).astype(x.dtype)
+    p, not_p = _sigmoid_pair(x)
+    t = binary_targets(targets, loss=loss).astype(x.dtype)
+    return _sums(p, not_p, t, counts, tuple(range(1, x.ndim - last)), squared)
+
+
+def _sums(
+    p: jax.Array, not_p: jax.Array, t: jax.Array, counts: jax.Array, pixels: tuple[int, ...], squared: bool
+) -> RegionStatistics:
+    if t.dtype == jnp.bool_:
+        zero = jnp.zeros((), p.dtype)
+        tp, fp, fn = jnp.where(t, p, zero), jnp.where(t, zero, p), jnp.where(t, not_p, zero)
+    else:
+        tp, fp, fn = p * t, p * (1 - t), not_p * t
+    if squared:
+        error = fp - fn  # p - t, exact for both kinds of pixel
+        fp, fn = p * error, -t.astype(p.dtype) * error
+    return RegionStatistics(*((counts * x).sum(pixels) for x in (tp, fp, fn)))
+
+
+@jax.custom_jvp
+def _softmax_pair(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return softmax_pair(z)
+
+
+@_softmax_pair.defjvp
+def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (z,), (dz,) = primals, tangents
+    p, not_p = _softmax_pair(z)
+    dp = p * (dz - (p * dz).sum(-1, keepdims=True))
+    return (p, not_p), (dp, -dp)
+
+
+@jax.custom_jvp
+def _sigmoid_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return sigmoid_pair(x)
+
+
+@_sigmoid_pair.defjvp
+def _sigmoid_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x,), (dx,) = primals, tangents
+    p, not_p = _sigmoid_pair(x)
+    dp = p * not_p * dx
+    return (p, not_p), (dp, -dp)

@@ -1,0 +1,213 @@
+"""Identities that stay exact where the textbook formula does not: each names what it avoids.
+
+All take float32 (or float64) arrays. Their derivatives are written out (`custom_jvp`, so forward, reverse and second order
+work) because the derivative that autodiff finds cancels, or is wrong at a kink that the function does not have.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+
+@jax.custom_jvp
+def softplus_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(-log sigmoid(-x), -log sigmoid(x)) = (log(1 + e^x), log(1 + e^-x)), from one exponential."""
+    tail = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.maximum(x, 0) + tail, jnp.maximum(-x, 0) + tail
+
+
+@softplus_pair.defjvp
+def _softplus_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x,), (dx,) = primals, tangents
+    p, not_p = sigmoid_pair(x)
+    return softplus_pair(x), (p * dx, -not_p * dx)
+
+
+def sigmoid_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sigmoid(x), sigmoid(-x)), both to full relative precision: 1 - sigmoid(x) has none left beyond x = 17."""
+    # Not -|x|: its slope at 0 is 0, and the second derivative there would be 0 too.
+    e = jnp.exp(jnp.where(x < 0, x, -x))
+    large, small = 1 / (1 + e), e / (1 + e)
+    return jnp.where(x < 0, small, large), jnp.where(x < 0, large, small)
+
+
+def hot(labels: jax.Array, classes: int) -> jax.Array:
+    """[*b, c] bool: whether class j is the label; as a comparison it fuses into what uses it."""
+    return labels[..., None] == lax.broadcasted_iota(labels.dtype, (*labels.shape, classes), labels.ndim)
+
+
+@jax.custom_jvp
+def pick(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """x[..., label]: [*b, c], [*b] -> [*b]. A gather whose transpose is a comparison, not a scatter."""
+    return jnp.take_along_axis(x, labels[..., None], axis=-1, mode="clip")[..., 0]
+
+
+@pick.defjvp
+def _pick_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    x, labels = primals
+    return pick(x, labels), jnp.where(hot(labels, x.shape[-1]), tangents[0], 0).sum(-1)
+
+
+@jax.custom_jvp
+def label_nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label], [*b, c], [*b] -> [*b], exact also where the label is nearly certain; 0 for a label of -1.
+
+    With m the largest logit, a = logit[label] - m and rest = sum_{j != label} e^(logit_j - m), it is
+    log1p(rest + expm1(a)) - a: two terms >= 0, so nothing cancels. The gradient is p_j off the label and -rest / total on it.
+    """
+    _, a, _, rest = _label_parts(logits, labels)
+    return _label_value(a, rest)
+
+
+@label_nll.defjvp
+def _label_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    logits, labels = primals
+    _, a, e, rest = _label_parts(logits, labels)
+    scale = 1 / (rest + jnp.exp(a))
+    slope = jnp.where(hot(labels, logits.shape[-1]), -(rest * scale)[..., None], e * scale[..., None])
+    return label_nll(logits, labels), (slope * tangents[0]).sum(-1)
+
+
+@jax.custom_jvp
+def smooth_label_nll(logits: jax.Array, labels: jax.Array, on: jax.Array, off: jax.Array, weights: jax.Array) -> jax.Array:
+    """on * nll[label] + off * sum_j weights_j nll_j, where nll = -log softmax(logits), in one pass over the logits each way.
+
+    logits: [*b, c]; labels: [*b], -1 for one to leave out; on: [] or [*b]; off: []; weights: [c].
+    The sum is (sum weights) lse - sum_j weights_j (logit_j - m), again two terms >= 0. With off = 0 it is left out, even where
+    a class is masked out by a logit of -inf, and costs nothing if the 0 is a constant.
+    """
+    peak, a, _, rest = _label_parts(logits, labels)
+    spread = _spread(logits, labels, peak, weights, _label_value(a, rest) + a)
+    return on * _label_value(a, rest) + jnp.where(off == 0, 0, off * spread)
+
+
+def _smooth_label_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    logits, labels, on, off, weights = primals
+    dlogits, _, don, doff, dweights = tangents
+    peak, a, e, rest = _label_parts(logits, labels)
+    out = smooth_label_nll(logits, labels, on, off, weights)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(dlogits, SymbolicZero):
+        scale = 1 / (rest + jnp.exp(a))
+        total = off * weights.sum()
+        on_label = (total * jnp.exp(a) - on * rest) * scale
+        off_label = (on + total) * scale
+        slope = jnp.where(hot(labels, logits.shape[-1]), on_label[..., None], e * off_label[..., None]) - off * lead(weights, logits)
+        tangent += (slope * dlogits).sum(-1)
+    # The rest is for gradients in the numbers themselves.
+    if not isinstance(don, SymbolicZero):
+        tangent += don * label_nll(logits, labels)
+    if not isinstance(doff, SymbolicZero):
+        tangent += doff * _spread(logits, labels, peak, weights, label_nll(logits, labels) + a)
+    if not isinstance(dweights, SymbolicZero):
+        shifted = jnp.where((labels < 0)[..., None], 0, logits - peak[..., None])
+        tangent += off * (lead(dweights, logits) * ((label_nll(logits, labels) + a)[..., None] - shifted)).sum(-1)
+    return out, tangent
+
+
+smooth_label_nll.defjvp(_smooth_label_nll_jvp, symbolic_zeros=True)
+
+
+def _spread(logits: jax.Array, labels: jax.Array, peak: jax.Array, weights: jax.Array, lse: jax.Array) -> jax.Array:
+    shifted = jnp.where((labels < 0)[..., None], 0, logits - peak[..., None])
+    return weights.sum() * lse - (shifted * lead(weights, logits)).sum(-1)
+
+
+def _label_value(a: jax.Array, rest: jax.Array) -> jax.Array:
+    return jnp.log1p(rest + jnp.expm1(a)) - a
+
+
+def _label_parts(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """m, a, e^(logit - m) off the label and 0 on it, and its sum. What a label of -1 has in its row, NaN included, is not seen."""
+    # The choice is made after the largest is found, not before: a reduction of the logits as they lie costs no copy of them.
+    ignored = labels < 0
+    peak = jnp.where(ignored, 0, peak_of(logits)[..., 0])
+    a = jnp.where(ignored, 0, pick(logits, labels) - peak)
+    skip = hot(labels, logits.shape[-1]) | ignored[..., None]
+    e = jnp.exp(jnp.where(skip, -jnp.inf, logits - peak[..., None]))
+    return peak, a, e, e.sum(-1)
+
+
+@jax.custom_jvp
+def soft_nll(logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """-sum_j weights_j log softmax(logits)_j, [*b, c], [*b, c] -> [*b]; a weight of 0 silences a logit of -inf.
+
+    It is W lse - sum_j weights_j (logit_j - m), W = sum weights: two terms >= 0. The gradient W p_j - weights_j is taken as
+    (W - weights_j) p_j - weights_j (1 - p_j), which is exact for a one-hot too.
+    """
+    shifted, _, rest, others = _top_parts(logits)
+    return weights.sum(-1) * jnp.log1p(others + rest)[..., 0] - times(weights, shifted).sum(-1)
+
+
+def _soft_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (logits, weights), (dlogits, dweights) = primals, tangents
+    out = soft_nll(logits, weights)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(dlogits, SymbolicZero):
+        p, not_p = softmax_pair(logits)
+        tangent += (((weights.sum(-1, keepdims=True) - weights) * p - weights * not_p) * dlogits).sum(-1)
+    if not isinstance(dweights, SymbolicZero):
+        tangent += times(dweights, nll_of_all(logits)).sum(-1)
+    return out, tangent
+
+
+soft_nll.defjvp(_soft_nll_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def nll_of_all(logits: jax.Array) -> jax.Array:
+    """-log softmax over the last axis, [*b, c], to full relative precision where a class is nearly certain."""
+    shifted, _, rest, others = _top_parts(logits)
+    return jnp.log1p(others + rest) - shifted
+
+
+@nll_of_all.defjvp
+def _nll_of_all_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (logits,), (dlogits,) = primals, tangents
+    p, _ = softmax_pair(logits)
+    return nll_of_all(logits), (p * dlogits).sum(-1, keepdims=True) - dlogits
+
+
+@jax.custom_jvp
+def softmax_pair(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(p, 1 - p) for p = softmax(logits), both to full relative precision."""
+    shifted, e, rest, others = _top_parts(logits)
+    top = shifted == 0
+    scale = 1 / (others + 1 + rest)
+    return jnp.where(top, 1, e) * scale, jnp.where(top, others + rest, others + 1 + rest - e) * scale
+
+
+@softmax_pair.defjvp
+def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (logits,), (dlogits,) = primals, tangents
+    p, not_p = softmax_pair(logits)
+    dp = p * (dlogits - (p * dlogits).sum(-1, keepdims=True))
+    return (p, not_p), (dp, -dp)
+
+
+def _top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """logit - m, its exponential where below the top (else 0), the sum of that, and how many beside one reach the top.
+
+    log(1 + small) and 1 - p keep their digits only while the 1 of the top itself stays out of the sum.
+    """
+    shifted = logits - peak_of(logits)
+    e = jnp.exp(jnp.where(shifted == 0, -jnp.inf, shifted))
+    others = (shifted == 0).sum(-1, keepdims=True, dtype=logits.dtype) - 1  # XLA is slow at sums of integers
+    return shifted, e, e.sum(-1, keepdims=True), others
+
+
+def lead(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """[c] -> [1, ..., 1, c], to meet the last axis of `like`."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def times(weight: jax.Array, value: jax.Array) -> jax.Array:
+    """weight * value, and 0 where the weight is 0 though the value be infinite."""
+    # Only where infinite, so that the derivative in a weight of 0 is still the value.
+    return weight * jnp.where((weight == 0) & jnp.isinf(value), 0, value)
+
+
+def peak_of(logits: jax.Array) -> jax.Array:
+    """[*b, 1]: the largest logit, a constant to differentiation (what is subtracted from all cancels)."""
+    return lax.stop_gradient(logits).max(-1, keepdims=True)

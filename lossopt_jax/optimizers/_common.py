@@ -1,0 +1,87 @@
+"""What every optimizer here does to optax's parts: numbers, parameters and gradients in float32, dtypes kept at the door."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from .._types import Params, PyTree, cast_like, to_float32
+
+# A number, a traced array, or a schedule: step -> number, which optax then counts itself.
+LearningRate: TypeAlias = ArrayLike | Callable[[Any], ArrayLike]
+# Which leaves: a pytree of bool, or a function of the params that gives one; None means all.
+Mask: TypeAlias = Callable[[Params], PyTree] | PyTree | None
+
+
+def as_numbers(*values: ArrayLike) -> tuple[jax.Array, ...]:
+    """Each number as a float32 array: a Python float would take the dtype of a half-precision leaf, where 0.999 is 1 and 1e-8 is 0."""
+    return tuple(to_float32(value) for value in values)
+
+
+def at(learning_rate: LearningRate, count: jax.Array) -> jax.Array:
+    """The learning rate after `count` updates."""
+    return to_float32(learning_rate(count) if callable(learning_rate) else learning_rate)
+
+
+def float32_chain(*parts: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`optax.chain` of `parts`, computed and remembered in float32 when parameters or gradients are in half precision.
+
+    Updates come back in the dtype of the gradients. The state keeps the dtypes that `init` gave it, whatever numbers are traced.
+    """
+    tx = optax.chain(*parts) if len(parts) > 1 else optax.with_extra_args_support(parts[0])
+
+    def init(params: Params) -> PyTree:
+        # The cast makes weak types strong: else the second step would compile again.
+        state = tx.init(widen(params))
+        return cast_like(state, state)
+
+    def update(updates: PyTree, state: PyTree, params: Params | None = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
+        new_updates, new_state = tx.update(widen(updates), state, widen(params), **extra_args)
+        return cast_like(new_updates, updates), cast_like(new_state, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """Half-precision leaves in float32; the others (float32, float64, complex) as they are."""
+
+    def leaf(x: Any) -> jax.Array:
+        x = jnp.asarray(x)
+        return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32 else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def by_learning_rate(learning_rate: LearningRate) -> optax.GradientTransformation:
+    """updates -> -learning_rate updates."""
+    if callable(learning_rate):
+        return optax.scale_by_learning_rate(lambda count: at(learning_rate, count))
+    return optax.scale_by_learning_rate(to_float32(learning_rate))
+
+
+def decayed(weight_decay: ArrayLike, mask: Mask) -> optax.GradientTransformation:
+    """updates -> updates + weight_decay params, on the leaves where `mask` is true."""
+    return optax.add_decayed_weights(to_float32(weight_decay), mask)
+
+
+def zeros(params: Params) -> PyTree:
+    """A tree of zeros."""
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+def ema(new: PyTree, old: PyTree, decay: jax.Array) -> PyTree:
+    """decay old + (1 - decay) new."""
+    return jax.tree.map(lambda n, o: decay * o + (1 - decay) * n, new, old)
+
+
+def squares(tree: PyTree) -> PyTree:
+    """x**2 of every leaf."""
+    return jax.tree.map(jnp.square, tree)
+
+
+def one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
+    """1 - decay**count without cancellation: as a difference, float32 is off by 6e-5 at 0.999**1."""
+    return -jnp.expm1(count * jnp.log1p(decay - 1))

@@ -1,0 +1,92 @@
+"""The one reduction: values and weights become an additive pair, so a mean over pieces is the mean over the whole.
+
+    total = sum_i w_i v_i,   weight = sum_i w_i,   mean = total / weight   (0 where the weight is 0)
+
+Pairs add over masks, ragged micro-batches, devices (`lax.psum`) and hosts; means do not.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._types import PyTree, to_float32
+
+
+class Total(NamedTuple):
+    """A weighted sum and the weight behind it; add two with `add`, read with `mean`."""
+
+    total: jax.Array
+    weight: jax.Array
+
+
+def weighted_total(values: jax.Array, weights: jax.Array | None = None) -> Total:
+    """Sum of weights * values and sum of weights, in float32.
+
+    values: [b, ...]; weights: None (ones), [b] or any leading part of the values' shape.
+    A value under a weight of 0 counts for nothing, NaN included.
+
+    >>> import jax.numpy as jnp
+    >>> mean(add(weighted_total(jnp.array([1.0, 2.0])), weighted_total(jnp.array([6.0, jnp.nan]), jnp.array([1.0, 0.0]))))
+    Array(3., dtype=float32)
+    """
+    values = to_float32(values)
+    if weights is None:
+        return Total(values.sum(), jnp.full((), values.size, values.dtype))
+    weights = _broadcast_leading(to_float32(weights), values.shape, "values").astype(values.dtype)
+    return Total(jnp.where(weights != 0, values * weights, 0).sum(), weights.sum())
+
+
+def add(first: Total, *others: Total) -> Total:
+    """The pair of all the pieces together."""
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), first, *others)
+
+
+def mean(pair: Total) -> jax.Array:
+    """total / weight, and 0 (with gradient 0) where nothing counted."""
+    counted = pair.weight != 0
+    return jnp.where(counted, pair.total / jnp.where(counted, pair.weight, 1), 0)
+
+
+def loss_total(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree, weights: jax.Array | None = None) -> Total:
+    """The pair of a loss over a batch: what is masked is made safe before the loss, since a mask after it leaves NaN gradients.
+
+    A loss may say by its `weigh(targets, **its numbers)` how much each example counts (0 where the label is to be ignored, the
+    class weight where there are any): that multiplies `weights` in the denominator; the loss has it in its values already.
+    """
+    if weights is not None:
+        outputs = jax.tree.map(lambda x: mask_leading(x, weights), outputs)
+        targets = jax.tree.map(lambda x: mask_leading(x, weights), targets)
+    values = loss(outputs, targets)
+    if jnp.ndim(values) == 0:
+        raise ValueError("a loss returns one value per example, [b, ...]; this one returned a single number, so it averages by itself")
+    own = _own_weights(loss, targets)
+    if own is None:
+        return weighted_total(values, weights)
+    total, _ = weighted_total(values, weights)
+    return Total(total, weighted_total(own, weights).total)
+
+
+def mask_leading(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """`x` with 0 wherever the weight is 0; the weights' axes are the leading ones of `x`."""
+    keep = jnp.asarray(weights) != 0
+    if keep.ndim > jnp.ndim(x) or jnp.shape(x)[: keep.ndim] != keep.shape:
+        return x  # weights of the values' shape may be finer than this array
+    return jnp.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, jnp.zeros((), x.dtype))
+
+
+def _own_weights(loss: Callable[..., jax.Array], targets: PyTree) -> jax.Array | None:
+    fn = getattr(loss, "fn", loss)
+    weigh = getattr(fn, "weigh", None)
+    if weigh is None:
+        return None
+    bound = {**getattr(loss, "hparams", {}), **getattr(loss, "options", {})}
+    accepted = weigh.__kwdefaults__ or {}
+    return weigh(targets, **{name: value for name, value in bound.items() if name in accepted})
+
+
+def _broadcast_leading(weights: jax.Array, shape: tuple[int, ...], what: str) -> jax.Array:
+    if weights.shape != shape[: weights.ndim]:
+        raise ValueError(f"weights {weights.shape} must be a leading part of the shape of the {what}, {shape}")
+    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)

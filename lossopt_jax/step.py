@@ -1,0 +1,115 @@
+"""The heart: forward, loss, backward, update, as one pure function of (model, recipe, state, batch)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._types import Batch, Params, PyTree, cast_like
+from .models import Model
+from .recipe import Bound, Recipe
+from .reduce import Total, loss_total, mask_leading, mean, weighted_total
+
+
+class TrainState(NamedTuple):
+    """All that changes in a step. `step` is the one clock: it drives the schedule, the random key and the data order."""
+
+    step: jax.Array
+    params: Params
+    opt_state: PyTree
+    model_state: PyTree
+    key: jax.Array
+
+
+def init_state(model: Model, recipe: Recipe, key: jax.Array, inputs: PyTree) -> TrainState:
+    """A state at step 0 for inputs shaped like `inputs` [b, ...]; `key` seeds the parameters and all later randomness."""
+    _check(recipe)
+    params_key, key = jax.random.split(key)
+    params, model_state = model.init(params_key, inputs)
+    opt_state = _transformation(recipe, jnp.int32(0)).init(params)
+    # Weak types would make the first step's state differ from the second's, and so compile twice.
+    strong = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), (params, opt_state, model_state))
+    return TrainState(jnp.int32(0), *strong, key)
+
+
+def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step: forward -> loss -> backward -> update. Pure: jit, scan or vmap it, over recipes too.
+
+    Metrics, all scalars: loss (the weighted mean of the batch), learning_rate, grad_norm (before any clipping), update_norm,
+    finite (the loss and the new parameters), and each scheduled number of the loss or optimizer by its path.
+    """
+    _check(recipe)
+    step = state.step
+    inputs, targets, weights = batch
+    if weights is not None:  # NaN under a mask would reach the gradient through the first layer's inputs
+        inputs = jax.tree.map(lambda x: mask_leading(x, weights), inputs)
+    loss = recipe.loss.at(step)
+
+    def objective(params: Params) -> tuple[jax.Array, PyTree]:
+        key = jax.random.fold_in(state.key, step)
+        outputs, model_state = model.apply(params, state.model_state, inputs, key=key, train=True)
+        return mean(loss_total(loss, outputs, targets, weights)), model_state
+
+    (value, model_state), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    grad_norm = global_norm(grads)
+    if recipe.clip_norm is not None:
+        scale = jnp.minimum(1, recipe.clip_norm / jnp.maximum(grad_norm, jnp.finfo(jnp.float32).tiny))
+        grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+    tx = optax.with_extra_args_support(_transformation(recipe, step))
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
+    updates = jax.lax.optimization_barrier(updates)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss": value,
+        "learning_rate": recipe.schedule.at(step)(step),
+        "grad_norm": grad_norm,
+        "update_norm": global_norm(updates),
+        "finite": jnp.isfinite(value) & all_finite(params),
+        **{f"loss.{name}": number for name, number in recipe.loss.scheduled(step).items()},
+        **{f"optimizer.{name}": number for name, number in recipe.optimizer.scheduled(step).items()},
+    }
+    new = TrainState(
+        step + 1, params, cast_like(opt_state, state.opt_state), cast_like(model_state, state.model_state), state.key
+    )
+    return new, metrics
+
+
+def eval_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) -> dict[str, Total]:
+    """Additive pairs of the held-out metrics of one batch: "loss", and "accuracy" where the targets are integer labels."""
+    inputs, targets, weights = batch
+    outputs, _ = model.apply(state.params, state.model_state, inputs, key=state.key, train=False)
+    totals = {"loss": loss_total(recipe.loss.at(state.step), outputs, targets, weights)}
+    hits = _hits(outputs, targets)
+    return totals if hits is None else {**totals, "accuracy": weighted_total(hits, weights)}
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """Square root of the sum of squares of all leaves, in float32: half precision overflows at 256**2."""
+    leaves = [x.astype(jnp.float32).ravel() for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum((jnp.vdot(x, x) for x in leaves), jnp.float32(0)))
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every leaf is finite throughout."""
+    # 0 * x is 0 for a finite x and NaN for any other; a sum of floats is a faster kernel than a reduction of booleans.
+    return jnp.isfinite(sum(((x * 0).sum() for x in jax.tree.leaves(tree)), jnp.float32(0)))
+
+
+def _transformation(recipe: Recipe, step: jax.Array) -> optax.GradientTransformation:
+    return recipe.optimizer.at(step)(recipe.schedule.at(step)(step))
+
+
+def _hits(outputs: Any, targets: Any) -> jax.Array | None:
+    if not (isinstance(outputs, jax.Array) and hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.integer)):
+        return None
+    if outputs.shape[:-1] == targets.shape:
+        return outputs.argmax(-1) == targets
+    return (outputs > 0) == (targets > 0) if outputs.shape == targets.shape else None
+
+
+def _check(recipe: Recipe) -> None:
+    for name in ("loss", "optimizer", "schedule"):
+        part = getattr(recipe, name)
+        if not isinstance(part, Bound):
+            raise TypeError(f"recipe.{name} must be bound: lo.bind(...), got {part!r}")
