@@ -20,5 +20,18 @@ from .step import TrainState as TrainState
 from .step import eval_step as eval_step
 from .step import init_state as init_state
 from .step import train_step as train_step
+from .sweep import LanePlan as LanePlan
+from .sweep import Swept as Swept
+from .sweep import Trials as Trials
+from .sweep import choice as choice
+from .sweep import grid as grid
+from .sweep import int_uniform as int_uniform
+from .sweep import log_uniform as log_uniform
+from .sweep import sample as sample
+from .sweep import sweep as sweep
+from .sweep import uniform as uniform
+from .train import Fitted as Fitted
+from .train import Run as Run
+from .train import fit as fit
 
 __version__ = _version("lossopt_jax")

@@ -107,9 +107,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
     def apply(params: Params, model_state: PyTree, inputs: PyTree, *, key: jax.Array, train: bool) -> tuple[PyTree, PyTree]:
-        module = nnx.merge(
-            graphdef, _filled(abstract_params, params), _seeded(abstract_streams, key), _filled(abstract_rest, model_state)
-        )
+        module = nnx.merge(graphdef, _filled(abstract_params, params), _seeded(abstract_streams, key), _filled(abstract_rest, model_state))
         module.train() if train else module.eval()
         outputs = module(inputs)
         if not train:

@@ -190,7 +190,9 @@ def _leaf(value: Any) -> Any:
 
 
 def _is_float(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(value.dtype, jnp.floating))
+    return isinstance(value, float) or (
+        isinstance(value, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(value.dtype, jnp.floating)
+    )
 
 
 def _has_bounds(value: Any) -> bool:

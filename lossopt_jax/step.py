@@ -69,9 +69,7 @@ def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) ->
         **{f"loss.{name}": number for name, number in recipe.loss.scheduled(step).items()},
         **{f"optimizer.{name}": number for name, number in recipe.optimizer.scheduled(step).items()},
     }
-    new = TrainState(
-        step + 1, params, cast_like(opt_state, state.opt_state), cast_like(model_state, state.model_state), state.key
-    )
+    new = TrainState(step + 1, params, cast_like(opt_state, state.opt_state), cast_like(model_state, state.model_state), state.key)
     return new, metrics
 
 

@@ -65,7 +65,8 @@ def binary_region_statistics(
 ) -> RegionStatistics:
     """Statistics of p = sigmoid(outputs) over all pixels of each image: all axes but the first are pixels.
 
-    outputs: logits [b, *spatial]; targets: the same shape, 0 or 1, or between -> [b] each. squared, ignore_index: as in `region_statistics`.
+    outputs: logits [b, *spatial]; targets: the same shape, 0 or 1, or between -> [b] each.
+    squared, ignore_index: as in `region_statistics`.
     """
     return _sigmoid_statistics(outputs, targets, last=0, squared=squared, ignore_index=ignore_index, loss=loss)
 
@@ -75,7 +76,8 @@ def multilabel_region_statistics(
 ) -> RegionStatistics:
     """Statistics of p = sigmoid(outputs) over the pixels of each image and label: a pixel may carry several labels, or none.
 
-    outputs: logits [b, *spatial, c]; targets: the same shape, 0 or 1, or between -> [b, c] each. squared, ignore_index: as in `region_statistics`.
+    outputs: logits [b, *spatial, c]; targets: the same shape, 0 or 1, or between -> [b, c] each.
+    squared, ignore_index: as in `region_statistics`.
     """
     return _sigmoid_statistics(outputs, targets, last=1, squared=squared, ignore_index=ignore_index, loss=loss)
 
@@ -103,6 +105,26 @@ def tversky_from(
     """1 - (I + smooth) / (I + alpha FP + beta FN + smooth), in the shape of the statistics; see `tversky`."""
     tp, fp, fn = statistics
     return _weigh_empty(share(alpha * fp + beta * fn, tp + smooth), statistics, empty_weight)
+
+
+def generalized_dice_from(statistics: RegionStatistics, *, power: Scalar = 2.0, smooth: Scalar = 1e-5) -> jax.Array:
+    """One Dice over the last axis, classes weighed by their size to -power; see `generalized_dice`."""
+    tp, fp, fn = statistics
+    true = jax.lax.stop_gradient(statistics.true)
+    present = true > 0
+    rarest = jnp.where(present, true, jnp.inf).min(-1, keepdims=True)
+    weights = jnp.where(present, jnp.where(present, rarest / jnp.where(present, true, 1), 1) ** power, 1)
+    return share((weights * (fp + fn)).sum(-1), 2 * (weights * tp).sum(-1) + smooth)
+
+
+def focal_power(x: jax.Array, gamma: Scalar) -> jax.Array:
+    """x^gamma for x >= 0, with slope 0 at 0."""
+    return jnp.where(x == 0, 0, jnp.where(x == 0, 1, x) ** gamma)
+
+
+def log_cosh(x: jax.Array) -> jax.Array:
+    """log(cosh(x)) near 0, as log1p(cosh(x) - 1) with cosh(x) - 1 = 2 sinh(x / 2)^2, which keeps small values."""
+    return jnp.log1p(2 * jnp.sinh(x / 2) ** 2)
 
 
 @jax.custom_jvp
@@ -144,9 +166,7 @@ def _sigmoid_statistics(
     return _sums(p, not_p, t, counts, tuple(range(1, x.ndim - last)), squared)
 
 
-def _sums(
-    p: jax.Array, not_p: jax.Array, t: jax.Array, counts: jax.Array, pixels: tuple[int, ...], squared: bool
-) -> RegionStatistics:
+def _sums(p: jax.Array, not_p: jax.Array, t: jax.Array, counts: jax.Array, pixels: tuple[int, ...], squared: bool) -> RegionStatistics:
     if t.dtype == jnp.bool_:
         zero = jnp.zeros((), p.dtype)
         tp, fp, fn = jnp.where(t, p, zero), jnp.where(t, zero, p), jnp.where(t, not_p, zero)

@@ -65,7 +65,7 @@ def _label_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     logits, labels = primals
     _, a, e, rest = _label_parts(logits, labels)
     scale = 1 / (rest + jnp.exp(a))
-    slope = jnp.where(hot(labels, logits.shape[-1]), -(rest * scale)[..., None], e * scale[..., None])
+    slope = _slope(labels, -rest * scale, e, scale)
     return label_nll(logits, labels), (slope * tangents[0]).sum(-1)
 
 
@@ -93,7 +93,7 @@ def _smooth_label_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
         total = off * weights.sum()
         on_label = (total * jnp.exp(a) - on * rest) * scale
         off_label = (on + total) * scale
-        slope = jnp.where(hot(labels, logits.shape[-1]), on_label[..., None], e * off_label[..., None]) - off * lead(weights, logits)
+        slope = _slope(labels, on_label, e, off_label) - off * lead(weights, logits)
         tangent += (slope * dlogits).sum(-1)
     # The rest is for gradients in the numbers themselves.
     if not isinstance(don, SymbolicZero):
@@ -109,9 +109,14 @@ def _smooth_label_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 smooth_label_nll.defjvp(_smooth_label_nll_jvp, symbolic_zeros=True)
 
 
+def _slope(labels: jax.Array, on_label: jax.Array, e: jax.Array, off_label: jax.Array) -> jax.Array:
+    skip = hot(labels, e.shape[-1]) | (labels < 0)[..., None]
+    return jnp.where(skip, on_label[..., None], e * off_label[..., None])
+
+
 def _spread(logits: jax.Array, labels: jax.Array, peak: jax.Array, weights: jax.Array, lse: jax.Array) -> jax.Array:
-    shifted = jnp.where((labels < 0)[..., None], 0, logits - peak[..., None])
-    return weights.sum() * lse - (shifted * lead(weights, logits)).sum(-1)
+    below = ((logits - peak[..., None]) * lead(weights, logits)).sum(-1)
+    return jnp.where(labels < 0, 0, weights.sum() * lse - below)
 
 
 def _label_value(a: jax.Array, rest: jax.Array) -> jax.Array:
@@ -119,14 +124,13 @@ def _label_value(a: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def _label_parts(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """m, a, e^(logit - m) off the label and 0 on it, and its sum. What a label of -1 has in its row, NaN included, is not seen."""
-    # The choice is made after the largest is found, not before: a reduction of the logits as they lie costs no copy of them.
+    """m, a, e^(logit - m) off the label and 0 on it, and its sum; of a row whose label is -1 only e is what lies there."""
+    # Rows are left out after each reduction, not before: to reduce the logits as they lie costs no copy of them.
     ignored = labels < 0
     peak = jnp.where(ignored, 0, peak_of(logits)[..., 0])
     a = jnp.where(ignored, 0, pick(logits, labels) - peak)
-    skip = hot(labels, logits.shape[-1]) | ignored[..., None]
-    e = jnp.exp(jnp.where(skip, -jnp.inf, logits - peak[..., None]))
-    return peak, a, e, e.sum(-1)
+    e = jnp.where(hot(labels, logits.shape[-1]), 0, jnp.exp(logits - peak[..., None]))
+    return peak, a, e, jnp.where(ignored, 0, e.sum(-1))
 
 
 @jax.custom_jvp
@@ -136,8 +140,11 @@ def soft_nll(logits: jax.Array, weights: jax.Array) -> jax.Array:
     It is W lse - sum_j weights_j (logit_j - m), W = sum weights: two terms >= 0. The gradient W p_j - weights_j is taken as
     (W - weights_j) p_j - weights_j (1 - p_j), which is exact for a one-hot too.
     """
-    shifted, _, rest, others = _top_parts(logits)
-    return weights.sum(-1) * jnp.log1p(others + rest)[..., 0] - times(weights, shifted).sum(-1)
+    shifted, _, more = _top_parts(logits)
+    # A product with the lowest number instead of -inf is 0 for a weight of 0, without a choice for each element.
+    low = jnp.finfo(logits.dtype).min
+    below = (weights * jnp.maximum(shifted, low)).sum(-1)
+    return weights.sum(-1) * jnp.log1p(more)[..., 0] - jnp.where(below < low * 1e-6, -jnp.inf, below)
 
 
 def _soft_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
@@ -158,8 +165,8 @@ soft_nll.defjvp(_soft_nll_jvp, symbolic_zeros=True)
 @jax.custom_jvp
 def nll_of_all(logits: jax.Array) -> jax.Array:
     """-log softmax over the last axis, [*b, c], to full relative precision where a class is nearly certain."""
-    shifted, _, rest, others = _top_parts(logits)
-    return jnp.log1p(others + rest) - shifted
+    shifted, _, more = _top_parts(logits)
+    return jnp.log1p(more) - shifted
 
 
 @nll_of_all.defjvp
@@ -172,10 +179,9 @@ def _nll_of_all_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 @jax.custom_jvp
 def softmax_pair(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(p, 1 - p) for p = softmax(logits), both to full relative precision."""
-    shifted, e, rest, others = _top_parts(logits)
-    top = shifted == 0
-    scale = 1 / (others + 1 + rest)
-    return jnp.where(top, 1, e) * scale, jnp.where(top, others + rest, others + 1 + rest - e) * scale
+    _, e, more = _top_parts(logits)
+    scale = 1 / (1 + more)
+    return e * scale, (more + (1 - e)) * scale
 
 
 @softmax_pair.defjvp
@@ -186,15 +192,12 @@ def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return (p, not_p), (dp, -dp)
 
 
-def _top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """logit - m, its exponential where below the top (else 0), the sum of that, and how many beside one reach the top.
-
-    log(1 + small) and 1 - p keep their digits only while the 1 of the top itself stays out of the sum.
-    """
+def _top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """logit - m, its exponential e, and sum e - 1, whose digits survive because the ones of the top are counted apart."""
     shifted = logits - peak_of(logits)
-    e = jnp.exp(jnp.where(shifted == 0, -jnp.inf, shifted))
-    others = (shifted == 0).sum(-1, keepdims=True, dtype=logits.dtype) - 1  # XLA is slow at sums of integers
-    return shifted, e, e.sum(-1, keepdims=True), others
+    e = jnp.exp(shifted)
+    top = jnp.floor(e)  # 1 or 0; a comparison would say the same, but XLA fuses arithmetic into its sums and not choices
+    return shifted, e, (top.sum(-1, keepdims=True) - 1) + (e - top).sum(-1, keepdims=True)
 
 
 def lead(vector: jax.Array, like: jax.Array) -> jax.Array:

@@ -6,16 +6,21 @@ All stand on `RegionStatistics`, whose sums add up: Dice of the batch is `batch_
 """
 
 import jax
-import jax.numpy as jnp
+import jax.numpy as jnp  # noqa: F401  (the examples use it)
 
 from .._types import Scalar
 from ._regions import (
     dice_from,
+    focal_power,
+    generalized_dice_from,
     iou_from,
+    log_cosh,
+    over_batch,
     region_statistics,
+    tversky_from,
 )
 
-__all__ = ["dice", "iou"]
+__all__ = ["batch_dice", "batch_iou", "batch_tversky", "dice", "focal_tversky", "generalized_dice", "iou", "log_cosh_dice", "tversky"]
 
 
 def dice(
@@ -67,3 +72,166 @@ def iou(
     """
     options = {"include_background": include_background, "ignore_index": ignore_index}
     return iou_from(region_statistics(outputs, targets, loss="iou", **options), smooth=smooth, empty_weight=empty_weight)
+
+
+def tversky(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    alpha: Scalar = 0.3,
+    beta: Scalar = 0.7,
+    smooth: Scalar = 1e-5,
+    empty_weight: Scalar = 1.0,
+    include_background: bool = True,
+    ignore_index: int = -100,
+) -> jax.Array:
+    """Dice with its two errors weighed apart, 1 - (I + smooth) / (I + alpha FP + beta FN + smooth), of each image and class.
+
+    FP = sum p (1 - t), FN = sum (1 - p) t. Shapes and options as in `dice`: -> [b, c]. Salehi et al. 2017, arXiv:1706.05721.
+    alpha: weight of false positives, default 0.3; beta: of false negatives, default 0.7 (the paper's best).
+    (0.5, 0.5) is `dice` of twice the smooth, (1, 1) is `iou`. MONAI and segmentation_models_pytorch: same letters, defaults 0.5 and 0.5.
+    Keras' Tversky: alpha weighs false negatives there.
+
+    >>> tversky(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(4)
+    Array([[0.1304, 0.4118]], dtype=float32)
+    """
+    options = {"include_background": include_background, "ignore_index": ignore_index}
+    statistics = region_statistics(outputs, targets, loss="tversky", **options)
+    return tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight)
+
+
+def focal_tversky(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    alpha: Scalar = 0.3,
+    beta: Scalar = 0.7,
+    gamma: Scalar = 0.75,
+    smooth: Scalar = 1e-5,
+    empty_weight: Scalar = 1.0,
+    include_background: bool = True,
+    ignore_index: int = -100,
+) -> jax.Array:
+    """`tversky` to the power gamma, of each image and class.
+
+    Shapes and options as in `dice`: -> [b, c]. Abraham & Khan 2019, arXiv:1810.07842, whose text has the power 1 / gamma with gamma
+    4 / 3; this gamma is the power itself, > 0, default 0.75 (as segmentation_models_pytorch has it). 1 is `tversky`.
+    The slope at a perfect score, infinite for gamma < 1, is taken as 0.
+
+    >>> focal_tversky(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(4)
+    Array([[0.217, 0.514]], dtype=float32)
+    """
+    options = {"include_background": include_background, "ignore_index": ignore_index}
+    statistics = region_statistics(outputs, targets, loss="focal_tversky", **options)
+    return focal_power(tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight), gamma)
+
+
+def log_cosh_dice(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    smooth: Scalar = 1e-5,
+    empty_weight: Scalar = 1.0,
+    squared: bool = False,
+    include_background: bool = True,
+    ignore_index: int = -100,
+) -> jax.Array:
+    """log(cosh(`dice`)), of each image and class: its slope tends to 0 with the loss.
+
+    Shapes, numbers and options as in `dice`: -> [b, c]. Jadon 2020, arXiv:2006.14822.
+
+    >>> log_cosh_dice(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
+    Array([[0.02 , 0.055]], dtype=float32)
+    """
+    options = {"squared": squared, "include_background": include_background, "ignore_index": ignore_index}
+    statistics = region_statistics(outputs, targets, loss="log_cosh_dice", **options)
+    return log_cosh(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
+
+
+def generalized_dice(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    power: Scalar = 2.0,
+    smooth: Scalar = 1e-5,
+    include_background: bool = True,
+    ignore_index: int = -100,
+) -> jax.Array:
+    """One Dice over all classes of an image, the rare ones weighing more.
+
+    1 - (2 sum_c w_c I_c + smooth) / (sum_c w_c (P_c + T_c) + smooth), with p = softmax(outputs).
+    Shapes and options as in `dice`, but -> [b]. Sudre et al. 2017, arXiv:1707.03237.
+    power: w_c = T_c^-power, default 2 (the paper's); 1 is MONAI's w_type="simple", 0 its "uniform". A class that is not in the image
+    has the weight of the rarest that is (as MONAI's). Weights are relative to that largest one, so that smooth means the same at any
+    image size; MONAI's number is this one at smooth 0.
+
+    >>> generalized_dice(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
+    Array([0.25], dtype=float32)
+    """
+    options = {"include_background": include_background, "ignore_index": ignore_index}
+    return generalized_dice_from(region_statistics(outputs, targets, loss="generalized_dice", **options), power=power, smooth=smooth)
+
+
+def batch_dice(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    smooth: Scalar = 1e-5,
+    empty_weight: Scalar = 1.0,
+    squared: bool = False,
+    include_background: bool = True,
+    ignore_index: int = -100,
+) -> jax.Array:
+    """`dice` of each class over all images of the batch as if they were one: -> [c].
+
+    A mean of these over micro-batches is not the batch's. Add up `region_statistics` and take `dice_from` for that:
+
+    >>> z, y = jnp.array([[[9.0, -9.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]]]), jnp.array([[0, 1], [0, 0]])
+    >>> halves = region_statistics(z[:1], y[:1]), region_statistics(z[1:], y[1:])
+    >>> batch_dice(z, y).round(2), dice_from(over_batch(jax.tree.map(lambda *s: jnp.concatenate(s), *halves))).round(2)
+    (Array([0.31, 0.62], dtype=float32), Array([0.31, 0.62], dtype=float32))
+
+    MONAI: batch=True. segmentation_models_pytorch: its DiceLoss is this with smooth=0, empty_weight=0.
+    """
+    options = {"squared": squared, "include_background": include_background, "ignore_index": ignore_index}
+    statistics = over_batch(region_statistics(outputs, targets, loss="batch_dice", **options))
+    return dice_from(statistics, smooth=smooth, empty_weight=empty_weight)
+
+
+def batch_iou(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    smooth: Scalar = 1e-5,
+    empty_weight: Scalar = 1.0,
+    include_background: bool = True,
+    ignore_index: int = -100,
+) -> jax.Array:
+    """`iou` of each class over all images of the batch as if they were one: -> [c]. See `batch_dice`.
+
+    >>> batch_iou(jnp.array([[[9.0, -9.0]], [[0.0, 0.0]]]), jnp.array([[0], [1]])).round(3)
+    Array([0.333, 0.5  ], dtype=float32)
+    """
+    options = {"include_background": include_background, "ignore_index": ignore_index}
+    return iou_from(over_batch(region_statistics(outputs, targets, loss="batch_iou", **options)), smooth=smooth, empty_weight=empty_weight)
+
+
+def batch_tversky(
+    outputs: jax.Array,
+    targets: jax.Array,
+    *,
+    alpha: Scalar = 0.3,
+    beta: Scalar = 0.7,
+    smooth: Scalar = 1e-5,
+    empty_weight: Scalar = 1.0,
+    include_background: bool = True,
+    ignore_index: int = -100,
+) -> jax.Array:
+    """`tversky` of each class over all images of the batch as if they were one: -> [c]. See `batch_dice`.
+
+    >>> batch_tversky(jnp.array([[[9.0, -9.0]], [[0.0, 0.0]]]), jnp.array([[0], [1]])).round(4)
+    Array([0.1304, 0.4118], dtype=float32)
+    """
+    options = {"include_background": include_background, "ignore_index": ignore_index}
+    statistics = over_batch(region_statistics(outputs, targets, loss="batch_tversky", **options))
+    return tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight)

@@ -12,6 +12,7 @@ def sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0, mask: Mask =
     The baseline, and the one whose learning rate is easiest to reason about (Robbins & Monro 1951). Without momentum, an L2 penalty and
     decoupled decay are the same thing. Equal to torch.optim.SGD. `mask`: which leaves decay.
 
+    >>> import jax.numpy as jnp
     >>> tx, params = sgd(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
     >>> print(updates.round(3))
@@ -29,6 +30,7 @@ def momentum(
     whole, so the effective step is lr / (1 - beta). Equal to torch.optim.SGD(momentum=beta, dampening=0). Keras puts lr inside v: the
     same while lr is constant. `mask`: which leaves decay.
 
+    >>> import jax.numpy as jnp
     >>> tx, params = momentum(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
     >>> print(updates.round(3))
@@ -46,6 +48,7 @@ def nesterov(
     Nesterov 1983 in the form of Sutskever et al. 2013 (ICML) rewritten at the look-ahead point. Equal to
     torch.optim.SGD(momentum=beta, nesterov=True). `mask`: which leaves decay.
 
+    >>> import jax.numpy as jnp
     >>> tx, params = nesterov(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
     >>> print(updates.round(3))
@@ -63,6 +66,7 @@ def lion(
     Every coordinate moves by lr, so lr wants to be 3 to 10 times smaller and weight_decay as much larger than AdamW's (Chen et al. 2023,
     arXiv:2302.06675). One moment, half of Adam's memory. Equal to optax.lion; torch has none. `mask`: which leaves decay.
 
+    >>> import jax.numpy as jnp
     >>> tx, params = lion(0.1, weight_decay=0.0), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
     >>> print(updates.round(3))

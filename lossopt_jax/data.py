@@ -1,0 +1,129 @@
+"""Real tasks as arrays, and the order in which a run sees them: batches as indices, a pure function of (seed, step)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ._types import Batch, PyTree
+
+
+class Task(NamedTuple):
+    """A data set split for training and held-out evaluation: (inputs, targets) each."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    evaluate: tuple[np.ndarray, np.ndarray]
+
+
+def digits() -> Task:
+    """1,797 handwritten digits in 10 classes (scikit-learn's): inputs [n, 64] in 0 ... 1, int labels [n]; a fifth held out."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return _split((x / 16).astype(np.float32), y.astype(np.int32))
+
+
+def digits_images() -> Task:
+    """`digits` as images [n, 8, 8, 1]."""
+    (x, y), (x_test, y_test) = digits()
+    return Task((x.reshape(-1, 8, 8, 1), y), (x_test.reshape(-1, 8, 8, 1), y_test))
+
+
+def diabetes() -> Task:
+    """442 patients, 10 measurements, disease progression after a year (scikit-learn's): inputs [n, 10] and targets [n], both
+    standardised on the training part; a fifth held out."""
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True)
+    task = _standardised(_split(x.astype(np.float32), y.astype(np.float32)))
+    (x_train, y_train), (x_test, y_test) = task
+    mean, std = y_train.mean(), y_train.std()
+    return Task((x_train, (y_train - mean) / std), (x_test, (y_test - mean) / std))
+
+
+def breast_cancer() -> Task:
+    """569 tumours, 30 measurements, malignant 0 or benign 1 (scikit-learn's): inputs [n, 30] standardised on the training part, int
+    labels [n]; a fifth held out."""
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    return _standardised(_split(x.astype(np.float32), y.astype(np.int32)))
+
+
+TASKS: dict[str, Callable[[], Task]] = {f.__name__: f for f in (digits, digits_images, diabetes, breast_cancer)}
+
+
+def _split(x: np.ndarray, y: np.ndarray) -> Task:
+    order = np.random.default_rng(0).permutation(len(x))
+    held_out, kept = order[: len(x) // 5], order[len(x) // 5 :]
+    return Task((x[kept], y[kept]), (x[held_out], y[held_out]))
+
+
+def _standardised(task: Task) -> Task:
+    (x, y), (x_test, y_test) = task
+    mean, std = x.mean(0), x.std(0)
+    return Task(((x - mean) / std, y), ((x_test - mean) / std, y_test))
+
+
+def as_batch(data: Any, name: str) -> Batch:
+    """(inputs, targets) or (inputs, targets, weights) as a Batch of arrays with the same, non-zero number of examples."""
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        raise TypeError(f"{name} must be (inputs, targets) or (inputs, targets, weights), got {type(data).__name__}")
+    batch = Batch(*jax.tree.map(np.asarray, tuple(data)))
+    lengths = {len(leaf) if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
+    if len(lengths) != 1 or lengths <= {0, None}:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
+        raise ValueError(
+            f"{name}: every array needs the same number (at least 1) of examples on its first axis, got shapes {tuple(shapes)}"
+        )
+    return batch
+
+
+def examples(batch: Batch) -> int:
+    """How many examples a batch, or a whole data set, holds."""
+    return len(jax.tree.leaves(batch)[0])
+
+
+def take(batch: Batch, indices: jax.Array) -> Batch:
+    """The examples at `indices` [b]."""
+    return jax.tree.map(lambda leaf: leaf[indices], batch)
+
+
+def batch_indices(n: int, batch_size: int, seed: int, first: int, count: int) -> np.ndarray:
+    """Indices [count, batch_size] of the batches of steps first ... first + count - 1.
+
+    The examples are one endless stream: each epoch a fresh permutation of all n, seeded by (seed, epoch), cut into batches without a
+    gap. So every example is seen once an epoch, no batch is short, and the batch of a step depends on nothing but (seed, step).
+
+    >>> batch_indices(4, 2, seed=0, first=1, count=1).tolist() == batch_indices(4, 2, seed=0, first=0, count=2)[1:].tolist()
+    True
+    """
+    positions = np.arange(first * batch_size, (first + count) * batch_size, dtype=np.int64)
+    epochs, offsets = np.divmod(positions, n)
+    out = np.empty(len(positions), np.int32)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if len(epochs) else ():
+        here = epochs == epoch
+        out[here] = _permutation(n, seed, epoch)[offsets[here]]
+    return out.reshape(count, batch_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n).astype(np.int32)
+
+
+def pieces(data: PyTree, size: int) -> Batch:
+    """A data set as equal pieces [k, size, ...], the last one filled up with examples of weight 0; one piece when it is small."""
+    batch = Batch(*data)
+    n = examples(batch)
+    if n <= size:
+        return jax.tree.map(lambda leaf: leaf[None], batch)
+    short = -n % size
+    if short and batch.weights is None:
+        batch = batch._replace(weights=np.ones(n, np.float32))
+    padded = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], short, 0)]), batch)
+    if short:
+        padded.weights[n:] = 0
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), padded)

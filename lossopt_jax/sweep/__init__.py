@@ -1,0 +1,13 @@
+"""Many recipes as lanes of one program: spaces to draw them from, the plan of lanes on devices, the sweep itself."""
+
+from .lanes import LanePlan as LanePlan
+from .lanes import default_plan as default_plan
+from .result import Swept as Swept
+from .run import sweep as sweep
+from .spaces import Trials as Trials
+from .spaces import choice as choice
+from .spaces import grid as grid
+from .spaces import int_uniform as int_uniform
+from .spaces import log_uniform as log_uniform
+from .spaces import sample as sample
+from .spaces import uniform as uniform

@@ -1,0 +1,164 @@
+"""The sweep: recipes of one structure are lanes of one compiled program, chunk by chunk through the same host loop as a single run."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .._types import Batch, PyTree
+from ..data import as_batch, batch_indices, examples, pieces
+from ..models import Model
+from ..recipe import Recipe
+from ..step import init_state
+from ..train import (
+    COMPILER_OPTIONS,
+    EVALUATION_BATCH,
+    Carry,
+    Outcome,
+    Program,
+    Progress,
+    Run,
+    chunk_length,
+    evaluate,
+    evaluation_steps,
+    host_loop,
+    train_chunk,
+)
+from .lanes import LanePlan, default_plan
+from .result import Swept
+from .spaces import Trials
+
+
+def sweep(
+    model: Model,
+    trials: Trials | Sequence[Recipe],
+    *,
+    train: Any,
+    evaluate: Any = None,
+    run: Run,
+    seeds: int = 1,
+    plan: LanePlan | None = None,
+    on_chunk: Iterable[Callable[[Progress], None]] = (),
+) -> Swept:
+    """Train every recipe, as lanes of one program; each lane gives what `fit` gives for its recipe alone.
+
+    trials: from `sample` or `grid`, or any recipes; those of one structure share a program, each further structure compiles its own.
+    train, evaluate, run, on_chunk: as in `fit`; a callback sees metrics [lanes, steps] of the structure that is running.
+    seeds: every recipe runs under `run.seed` ... `run.seed + seeds - 1` (parameters, data order, dropout), recipe by recipe.
+    plan: how lanes lie on devices; None chooses (see `default_plan`). On CPU call
+    `jax.config.update("jax_num_cpu_devices", cores)` before anything else of JAX, and every core becomes a device.
+
+    A lane that diverges is flagged with the step and changes no bit of another.
+    """
+    trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
+    if not len(trials) or seeds < 1:
+        raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
+    data = as_batch(train, "train")
+    held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
+    groups: dict[Any, list[int]] = {}
+    for i, recipe in enumerate(trials.recipes):
+        groups.setdefault(jax.tree.structure(recipe), []).append(i)
+    order = partial(_orders, examples(data), run, seeds)
+    outcomes, programs, plans = [], [], []
+    for members in groups.values():
+        lanes = [(trials.recipes[i], seed) for i in members for seed in range(seeds)]
+        program, chosen = lanes_program(model, lanes, data, held_out, run, plan)
+        outcomes.append(_without_padding(host_loop(program, run, order, on_chunk), len(lanes)))
+        programs.append(program)
+        plans.append(chosen)
+    lane = np.concatenate([np.repeat(members, seeds) * seeds + np.tile(np.arange(seeds), len(members)) for members in groups.values()])
+    back = np.argsort(lane)
+    history, evaluations, diverged_at = jax.tree.map(
+        lambda *parts: np.concatenate(parts)[back], *[(o.history, o.evaluations, o.diverged_at) for o in outcomes]
+    )
+    places = [(group, i) for group, o in enumerate(outcomes) for i in range(len(o.diverged_at))]
+    return Swept(
+        trials=trials,
+        seeds=seeds,
+        history=history,
+        evaluations=evaluations,
+        evaluation_steps=evaluation_steps(run),
+        diverged_at=diverged_at,
+        places=[places[i] for i in back],
+        states=[o.carry.state for o in outcomes],
+        plan=plans[0],
+        seconds=sum(o.seconds for o in outcomes),
+        compile_seconds=sum(p.compile_seconds for p in programs),
+    )
+
+
+def lanes_program(
+    model: Model, lanes: Sequence[tuple[Recipe, int]], data: Batch, held_out: Batch | None, run: Run, plan: LanePlan | None
+) -> tuple[Program, LanePlan]:
+    """The compiled program of some lanes, (recipe, seed index) each and all of one structure; padded with copies of the first."""
+    started = time.perf_counter()
+    inputs = jax.tree.map(lambda leaf: leaf[:1], data.inputs)
+    if plan is None:
+        example = jax.eval_shape(init_state, model, lanes[0][0], jax.random.key(0), inputs)
+        plan = default_plan(model, example, inputs, len(lanes))
+    lanes = [*lanes, *[lanes[0]] * (plan.padded(len(lanes)) - len(lanes))]
+    mesh = Mesh(np.array(jax.devices()[: plan.devices]), ("lanes",))
+    split, whole = NamedSharding(mesh, P("lanes")), NamedSharding(mesh, P())
+    recipes = jax.tree.map(lambda *numbers: np.stack([np.asarray(n, np.float32) for n in numbers]), *[recipe for recipe, _ in lanes])
+    seed = np.array([s for _, s in lanes], np.int32)
+    recipes, seed = jax.device_put((recipes, seed), split)
+    data, held_out = jax.device_put((data, held_out), whole)
+
+    def over_lanes(f: Callable[..., Any], per_lane: int) -> Callable[..., Any]:
+        """`f` of `per_lane` lane arguments and any number of shared ones, over devices, then groups in turn, then side by side."""
+
+        def on_device(*args: Any) -> Any:
+            own, shared = args[:per_lane], args[per_lane:]
+            side_by_side = jax.vmap(lambda *own: f(*own, *shared))
+            grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, plan.width, *leaf.shape[1:]), own)
+            return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(lambda group: side_by_side(*group), grouped))
+
+        def everywhere(*args: Any) -> Any:
+            specs = tuple(P("lanes") if i < per_lane else P() for i in range(len(args)))
+            return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)(*args)
+
+        return everywhere
+
+    def start(recipe: Recipe, seed: jax.Array, inputs: PyTree) -> Carry:
+        return Carry(init_state(model, recipe, jax.random.key(run.seed + seed), inputs), jnp.bool_(True))
+
+    def advance(recipe: Recipe, seed: jax.Array, carry: Carry, data: Batch, indices: jax.Array, count: jax.Array) -> Any:
+        return train_chunk(model, recipe, carry, data, indices[seed], count)
+
+    options = COMPILER_OPTIONS.get(jax.default_backend())
+    carry = jax.jit(over_lanes(start, 2), compiler_options=options)(recipes, seed, jax.device_put(inputs, whole))
+    indices = jax.ShapeDtypeStruct((max(s for _, s in lanes) + 1, chunk_length(run), run.batch_size), jnp.int32, sharding=whole)
+    chunk = jax.jit(over_lanes(advance, 3), donate_argnums=2).lower(recipes, seed, carry, data, indices, 0).compile(options)
+    score = None
+    if held_out is not None:
+        score = jax.jit(over_lanes(partial(_score, model), 2)).lower(recipes, carry, held_out).compile(options)
+    program = Program(
+        carry,
+        lambda carry, indices, count: chunk(recipes, seed, carry, data, jax.device_put(indices, whole), count),
+        None if score is None else lambda carry: score(recipes, carry, held_out),
+        time.perf_counter() - started,
+    )
+    return program, plan
+
+
+def _score(model: Model, recipe: Recipe, carry: Carry, held_out: Batch) -> dict[str, jax.Array]:
+    return evaluate(model, recipe, carry.state, held_out)
+
+
+def _orders(n: int, run: Run, seeds: int, first: int, count: int) -> np.ndarray:
+    return np.stack([batch_indices(n, run.batch_size, run.seed + s, first, count) for s in range(seeds)])
+
+
+def _without_padding(outcome: Outcome, lanes: int) -> Outcome:
+    """The outcome without the copies that filled the last group; the state is not cut, since that would copy it."""
+    return outcome._replace(
+        history={name: values[:lanes] for name, values in outcome.history.items()},
+        evaluations={name: values[:lanes] for name, values in outcome.evaluations.items()},
+        diverged_at=outcome.diverged_at[:lanes],
+    )
