@@ -344,7 +344,7 @@ class _Clock(NamedTuple):
     """A time: a whole number of steps >= 0 in int32, and a fraction of one. float32 alone loses single steps from 2**24 on."""
 
     whole: jax.Array
-    part: ArrayLike
+    part: jax.Array | float
 
 
 def _clock(step: ArrayLike) -> _Clock:

@@ -50,14 +50,8 @@ def region_statistics(
     >>> s.intersection.round(3), s.false_positives.round(3), s.true.round(3)
     (Array([[1. , 0.5]], dtype=float32), Array([[0.5, 0. ]], dtype=float32), Array([[1., 1.]], dtype=float32))
     """
-    z, labels, probs, counts = class_targets(outputs, targets, loss=loss, ignore_index=ignore_index)
-    if z.ndim < 3:
-        raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {z.shape}")
-    t = hot(labels, z.shape[-1]) if labels is not None else probs
-    assert t is not None
-    first = 0 if include_background else 1
-    p, not_p = (x[..., first:] for x in _softmax_pair(z))
-    return _sums(p, not_p, t[..., first:], counts[..., None], tuple(range(1, z.ndim - 1)), squared)
+    regions = class_regions(outputs, targets, include_background=include_background, ignore_index=ignore_index, loss=loss)
+    return _statistics(regions, squared)
 
 
 def binary_region_statistics(
@@ -68,7 +62,8 @@ def binary_region_statistics(
     outputs: logits [b, *spatial]; targets: the same shape, 0 or 1, or between -> [b] each.
     squared, ignore_index: as in `region_statistics`.
     """
-    return _sigmoid_statistics(outputs, targets, last=0, squared=squared, ignore_index=ignore_index, loss=loss)
+    regions = binary_regions(outputs, targets, ignore_index=ignore_index, loss=loss)
+    return jax.tree.map(lambda x: x[:, 0], _statistics(regions, squared))
 
 
 def multilabel_region_statistics(
@@ -79,7 +74,7 @@ def multilabel_region_statistics(
     outputs: logits [b, *spatial, c]; targets: the same shape, 0 or 1, or between -> [b, c] each.
     squared, ignore_index: as in `region_statistics`.
     """
-    return _sigmoid_statistics(outputs, targets, last=1, squared=squared, ignore_index=ignore_index, loss=loss)
+    return _statistics(multilabel_regions(outputs, targets, ignore_index=ignore_index, loss=loss), squared)
 
 
 def over_batch(statistics: RegionStatistics) -> RegionStatistics:
@@ -148,25 +143,70 @@ def _weigh_empty(values: jax.Array, statistics: RegionStatistics, empty_weight: 
     return jnp.where(statistics.true == 0, empty_weight * values, values)
 
 
-def _sigmoid_statistics(
-    outputs: jax.Array, targets: jax.Array, *, last: int, squared: bool, ignore_index: int, loss: str
-) -> RegionStatistics:
+class Regions(NamedTuple):
+    """Outputs and targets that passed the contract: p, 1 - p and t [b, *spatial, c] (t may be bool), counts [b, *spatial, 1 or c].
+
+    counts: 1, or 0 where void, or NaN where the label is no class.
+    """
+
+    p: jax.Array
+    not_p: jax.Array
+    t: jax.Array
+    counts: jax.Array
+
+    @property
+    def true(self) -> jax.Array:
+        """The region as bools, soft targets cut at 1/2, void pixels out."""
+        return (self.t if self.t.dtype == jnp.bool_ else self.t > 0.5) & (self.counts != 0)
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Over the pixels that count: [b, *spatial, c] -> [b, c]."""
+        return (self.counts * x).sum(tuple(range(1, x.ndim - 1)))
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """Over the pixels that count, 0 where none do: [b, *spatial, c] -> [b, c]."""
+        counted = self.sum(jnp.ones_like(x))
+        return self.sum(x) / jnp.where(counted == 0, 1, counted)
+
+
+def class_regions(outputs: jax.Array, targets: jax.Array, *, include_background: bool, ignore_index: int, loss: str) -> Regions:
+    """Regions of p = softmax(outputs) against integer labels or a distribution."""
+    z, labels, probs, counts = class_targets(outputs, targets, loss=loss, ignore_index=ignore_index)
+    if z.ndim < 3:
+        raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {z.shape}")
+    t = hot(labels, z.shape[-1]) if labels is not None else probs
+    assert t is not None
+    first = 0 if include_background else 1
+    p, not_p = softmax_pair_of(z)
+    return Regions(p[..., first:], not_p[..., first:], t[..., first:], counts[..., None])
+
+
+def binary_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
+    """One region of p = sigmoid(outputs) an image, all axes but the first its pixels; c is 1."""
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
     check_same_shape(outputs, targets, loss=loss)
-    if outputs.ndim < 2 + last:
-        shape = "[b, *spatial, c]" if last else "[b, *spatial]"
-        raise ValueError(f"{loss}: outputs must be {shape} with at least one spatial axis, got {outputs.shape}")
+    if outputs.ndim < 2:
+        raise ValueError(f"{loss}: outputs must be [b, *spatial] with at least one spatial axis, got {outputs.shape}")
+    return multilabel_regions(outputs[..., None], targets[..., None], ignore_index=ignore_index, loss=loss)
+
+
+def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
+    """Regions of p = sigmoid(outputs), one for each of the last axis."""
+    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    check_same_shape(outputs, targets, loss=loss)
+    if outputs.ndim < 3:
+        raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {outputs.shape}")
     x = to_float32(outputs)
     counts = jnp.ones((1,) * x.ndim, x.dtype)
     if is_labels(targets) and targets.dtype != jnp.bool_:
         void = targets.astype(jnp.int32) == ignore_index
         x, targets, counts = jnp.where(void, 0, x), jnp.where(void, 0, targets), jnp.where(void, 0, 1).astype(x.dtype)
-    p, not_p = _sigmoid_pair(x)
     t = binary_targets(targets, loss=loss).astype(x.dtype)
-    return _sums(p, not_p, t, counts, tuple(range(1, x.ndim - last)), squared)
+    return Regions(*sigmoid_pair_of(x), t, counts)
 
 
-def _sums(p: jax.Array, not_p: jax.Array, t: jax.Array, counts: jax.Array, pixels: tuple[int, ...], squared: bool) -> RegionStatistics:
+def _statistics(regions: Regions, squared: bool) -> RegionStatistics:
+    p, not_p, t, _ = regions
     if t.dtype == jnp.bool_:
         zero = jnp.zeros((), p.dtype)
         tp, fp, fn = jnp.where(t, p, zero), jnp.where(t, zero, p), jnp.where(t, not_p, zero)
@@ -175,30 +215,32 @@ def _sums(p: jax.Array, not_p: jax.Array, t: jax.Array, counts: jax.Array, pixel
     if squared:
         error = fp - fn  # p - t, exact for both kinds of pixel
         fp, fn = p * error, -t.astype(p.dtype) * error
-    return RegionStatistics(*((counts * x).sum(pixels) for x in (tp, fp, fn)))
+    return RegionStatistics(*map(regions.sum, (tp, fp, fn)))
 
 
 @jax.custom_jvp
-def _softmax_pair(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+def softmax_pair_of(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(p, 1 - p) for p = softmax(z); its tangent costs one sum."""
     return softmax_pair(z)
 
 
-@_softmax_pair.defjvp
+@softmax_pair_of.defjvp
 def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (z,), (dz,) = primals, tangents
-    p, not_p = _softmax_pair(z)
+    p, not_p = softmax_pair_of(z)
     dp = p * (dz - (p * dz).sum(-1, keepdims=True))
     return (p, not_p), (dp, -dp)
 
 
 @jax.custom_jvp
-def _sigmoid_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sigmoid_pair_of(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(p, 1 - p) for p = sigmoid(x); its tangent is p (1 - p), with nothing to cancel."""
     return sigmoid_pair(x)
 
 
-@_sigmoid_pair.defjvp
+@sigmoid_pair_of.defjvp
 def _sigmoid_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (x,), (dx,) = primals, tangents
-    p, not_p = _sigmoid_pair(x)
+    p, not_p = sigmoid_pair_of(x)
     dp = p * not_p * dx
     return (p, not_p), (dp, -dp)

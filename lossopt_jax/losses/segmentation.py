@@ -41,10 +41,11 @@ def dice(
     empty_weight: what the loss of a class that is not in the image is multiplied with, default 1.
     include_background: False leaves class 0 out, -> [b, c - 1]. ignore_index: label of void pixels, in no sum, default -100.
 
-    Other libraries' numbers: MONAI's DiceLoss(softmax=True, to_onehot_y=True) is the mean of these values at its smooth_nr = smooth_dr
-    = 1e-5 (its `squared_pred` is `squared`, `batch=True` is `batch_dice`). segmentation_models_pytorch: the mean of `batch_dice` with
-    smooth=0, empty_weight=0 (void pixels given as ignore_index add nothing there either). kornia's dice_loss: mean of `dice` with
-    smooth=1e-8 (average="macro"). Keras' Dice on probabilities: `batch_dice` summed over classes as well, smooth=1e-7.
+    Other libraries' numbers, on the same logits and labels:
+    MONAI's DiceLoss(softmax=True, to_onehot_y=True): the mean of these values (its squared_pred is `squared`, batch=True `batch_dice`).
+    segmentation_models_pytorch's DiceLoss("multiclass"): the mean of `batch_dice` with smooth=0, empty_weight=0.
+    kornia's dice_loss: average="macro" is the mean with smooth=0; its default "micro" is `generalized_dice` with power=0, smooth=0.
+    Keras' Dice takes probabilities and is one number: `generalized_dice_from` of the statistics `over_batch`, with power=0, smooth=0.
 
     >>> dice(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
     Array([[0.2  , 0.333]], dtype=float32)
@@ -65,7 +66,7 @@ def iou(
     """Soft Jaccard of each image and class, 1 - (I + smooth) / (P + T - I + smooth), with p = softmax(outputs).
 
     Shapes, numbers and options as in `dice`: [b, *spatial, c], labels or distribution -> [b, c]. Rahman & Wang 2016.
-    MONAI: DiceLoss(jaccard=True). segmentation_models_pytorch: JaccardLoss is over the batch, at smooth=0, empty_weight=0.
+    MONAI: DiceLoss(jaccard=True), whose smooth is twice this one. segmentation_models_pytorch: `batch_iou` with smooth=0, empty_weight=0.
 
     >>> iou(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
     Array([[0.333, 0.5  ]], dtype=float32)
@@ -115,7 +116,8 @@ def focal_tversky(
     """`tversky` to the power gamma, of each image and class.
 
     Shapes and options as in `dice`: -> [b, c]. Abraham & Khan 2019, arXiv:1810.07842, whose text has the power 1 / gamma with gamma
-    4 / 3; this gamma is the power itself, > 0, default 0.75 (as segmentation_models_pytorch has it). 1 is `tversky`.
+    4 / 3; this gamma is the power itself, > 0, default 0.75. 1 is `tversky`. segmentation_models_pytorch: its gamma is the power of
+    the mean over classes instead.
     The slope at a perfect score, infinite for gamma < 1, is taken as 0.
 
     >>> focal_tversky(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(4)
@@ -187,8 +189,8 @@ def batch_dice(
     A mean of these over micro-batches is not the batch's. Add up `region_statistics` and take `dice_from` for that:
 
     >>> z, y = jnp.array([[[9.0, -9.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]]]), jnp.array([[0, 1], [0, 0]])
-    >>> halves = region_statistics(z[:1], y[:1]), region_statistics(z[1:], y[1:])
-    >>> batch_dice(z, y).round(2), dice_from(over_batch(jax.tree.map(lambda *s: jnp.concatenate(s), *halves))).round(2)
+    >>> halves = [over_batch(region_statistics(z[i : i + 1], y[i : i + 1])) for i in (0, 1)]
+    >>> batch_dice(z, y).round(2), dice_from(jax.tree.map(jnp.add, *halves)).round(2)
     (Array([0.31, 0.62], dtype=float32), Array([0.31, 0.62], dtype=float32))
 
     MONAI: batch=True. segmentation_models_pytorch: its DiceLoss is this with smooth=0, empty_weight=0.

@@ -47,8 +47,8 @@ def binary_dice(
 ) -> jax.Array:
     """Soft Dice of one region, 1 - (2 I + smooth) / (P + T + smooth) with p = sigmoid(outputs): [b, *spatial] -> [b].
 
-    MONAI: DiceLoss(sigmoid=True) on one channel. segmentation_models_pytorch: mode="binary" is `batch_multilabel_dice`, smooth=0,
-    empty_weight=0. Keras' Dice: smooth=1e-7.
+    MONAI: DiceLoss(sigmoid=True) on one channel. segmentation_models_pytorch's "binary" mode: `batch_multilabel_dice` of outputs [..., 1]
+    with smooth=0, empty_weight=0. Keras' Dice: the same with smooth=0 (its 1e-7 is below only).
 
     >>> binary_dice(jnp.array([[9.0, 0.0, -9.0]]), jnp.array([[1, 1, 0]])).round(3)
     Array([0.143], dtype=float32)

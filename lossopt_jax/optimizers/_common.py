@@ -83,5 +83,5 @@ def squares(tree: PyTree) -> PyTree:
 
 
 def one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
-    """1 - decay**count without cancellation: as a difference, float32 is off by 6e-5 at 0.999**1."""
+    """1 - decay**count without cancellation: as a float32 difference, 1 - 0.999**2 is off by 1e-5 of itself."""
     return -jnp.expm1(count * jnp.log1p(decay - 1))

@@ -81,13 +81,13 @@ def nadamw(
 ) -> optax.GradientTransformationExtraArgs:
     """NAdamW: NAdam with decoupled decay, multiplied by the learning rate: theta <- theta - lr (nadam + weight_decay theta).
 
-    Dozat 2016; Loshchilov & Hutter 2019, arXiv:1711.05101. The strongest single recipe of the AlgoPerf baselines (Dahl et al. 2023,
-    arXiv:2306.07179). Equal to torch.optim.NAdam(decoupled_weight_decay=True); optax.nadamw is momentum_decay=inf. `mask`: which leaves decay.
+    Dozat 2016; Loshchilov & Hutter 2019, arXiv:1711.05101. Among the strongest baselines of AlgoPerf (Dahl et al. 2023, arXiv:2306.07179).
+    Equal to torch.optim.NAdam(decoupled_weight_decay=True); optax.nadamw is momentum_decay=inf. `mask`: which leaves decay.
 
-    >>> tx, params = nadamw(0.1, momentum_decay=jnp.inf, weight_decay=0.5), jnp.ones(2)
+    >>> tx, params = nadamw(0.1, momentum_decay=jnp.inf, weight_decay=1.0), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
-    >>> print(updates.round(3))
-    [-0.197 -0.197]
+    >>> print(updates.round(2))
+    [-0.25 -0.25]
     """
     scale = _scale_by_nadam(*as_numbers(b1, b2, eps, momentum_decay))
     return float32_chain(scale, decayed(weight_decay, mask), by_learning_rate(learning_rate))
@@ -126,9 +126,9 @@ def amsgrad(
 
 
 class NadamState(NamedTuple):
-    """count: updates made; mu, nu: the moments; product: mu_1 ... mu_t."""
+    """step: updates made; mu, nu: the moments; product: mu_1 ... mu_t."""
 
-    count: jax.Array
+    step: jax.Array
     mu: PyTree
     nu: PyTree
     product: jax.Array
@@ -139,7 +139,7 @@ def _scale_by_nadam(b1: jax.Array, b2: jax.Array, eps: jax.Array, momentum_decay
         return NadamState(jnp.int32(0), zeros(params), zeros(params), jnp.ones_like(b1))
 
     def update(grads: PyTree, state: NadamState, params: Params | None = None) -> tuple[PyTree, NadamState]:
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.step)
         mu = ema(grads, state.mu, b1)
         nu = ema(squares(grads), state.nu, b2)
         now, ahead = (b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (count, optax.safe_increment(count)))

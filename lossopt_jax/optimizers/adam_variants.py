@@ -20,8 +20,8 @@ def adabelief(
 
     >>> tx, params = adabelief(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
-    >>> print(updates.round(3))
-    [-0.111 -0.111]
+    >>> print(updates.round(2))
+    [-0.11 -0.11]
     """
     b1, b2, eps, eps_root = as_numbers(b1, b2, eps, eps_root)
     return float32_chain(optax.scale_by_belief(b1, b2, eps, eps_root), by_learning_rate(learning_rate))
@@ -112,7 +112,8 @@ def ademamix(
     """AdEMAMix, AdamW with a second, slow momentum: s <- b3 s + (1 - b3) g, in m_hat + alpha s.
 
     theta <- theta - lr ((m_hat + alpha s) / (sqrt(v_hat) + eps) + weight_decay theta). Pagliardini et al. 2024, arXiv:2409.03137, warm up
-    alpha and b3: bind a schedule to each. For long runs that use old gradients. Equal to optax.contrib.ademamix. `mask`: which leaves decay.
+    alpha and b3: bind a schedule to each. For long runs, where old gradients still help. Equal to optax.contrib.ademamix.
+    `mask`: which leaves decay.
 
     >>> tx, params = ademamix(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
@@ -161,9 +162,9 @@ def _adam_state(params: Params) -> optax.ScaleByAdamState:
 
 
 class AdanState(NamedTuple):
-    """count: updates made; mu, difference, nu: the moments of g, d and (g + b2 d)**2; grads: the last gradients."""
+    """step: updates made; mu, difference, nu: the moments of g, d and (g + b2 d)**2; grads: the last gradients."""
 
-    count: jax.Array
+    step: jax.Array
     mu: PyTree
     difference: PyTree
     nu: PyTree
@@ -175,8 +176,8 @@ def _scale_by_adan(b1: jax.Array, b2: jax.Array, b3: jax.Array, eps: jax.Array) 
         return AdanState(jnp.int32(0), *(zeros(params) for _ in range(4)))
 
     def update(grads: PyTree, state: AdanState, params: Params | None = None) -> tuple[PyTree, AdanState]:
-        count = optax.safe_increment(state.count)
-        change = jax.tree.map(lambda g, old: jnp.where(state.count == 0, 0, g - old), grads, state.grads)
+        count = optax.safe_increment(state.step)
+        change = jax.tree.map(lambda g, old: jnp.where(state.step == 0, 0, g - old), grads, state.grads)
         mu = ema(grads, state.mu, b1)
         difference = ema(change, state.difference, b2)
         nu = ema(jax.tree.map(lambda g, d: jnp.square(g + b2 * d), grads, change), state.nu, b3)

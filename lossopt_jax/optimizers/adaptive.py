@@ -18,7 +18,7 @@ def rmsprop(
     momentum: Scalar | None = None,
     centered: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """RMSProp: n <- decay n + (1 - decay) g**2; u = g / (sqrt(n) + eps); v <- momentum v + u; theta <- theta - lr v (lr u without momentum).
+    """RMSProp: n <- decay n + (1 - decay) g**2; u = g / (sqrt(n) + eps); v <- momentum v + u; theta <- theta - lr v (v = u if None).
 
     Tieleman & Hinton 2012, lecture 6.5. centered: sqrt(n - mean(g)**2) in place of sqrt(n) (Graves 2013, arXiv:1308.0850). For recurrent
     networks and reinforcement learning. Equal to torch.optim.RMSprop, whose default decay (alpha) is 0.99. Keras and optax by default

@@ -34,7 +34,7 @@ def prodigy(
     >>> tx, params = prodigy(1.0, initial_distance=0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
     >>> print(updates.round(3))
-    [-0.032 -0.032]
+    [-0.1 -0.1]
     """
     b1, b2, eps, initial_distance, growth, weight_decay = as_numbers(b1, b2, eps, initial_distance, growth, weight_decay)
     b3 = None if b3 is None else as_numbers(b3)[0]

@@ -15,7 +15,7 @@ from .adam import adam
 class PlateauState(NamedTuple):
     """best: best mean so far, in the sense of min; bad: means since; scale: factor on the learning rate; cooldown: means left to wait.
 
-    total, finite, seen: sum and number of the finite values of this mean, and all values; count: updates made; inner: the optimizer's state.
+    total, finite, seen: sum and number of this mean's finite values, and of all values; step: updates made; inner: the optimizer's state.
     """
 
     best: jax.Array
@@ -25,7 +25,7 @@ class PlateauState(NamedTuple):
     total: jax.Array
     finite: jax.Array
     seen: jax.Array
-    count: jax.Array
+    step: jax.Array
     inner: PyTree
 
 
@@ -49,8 +49,8 @@ def reduce_on_plateau(
     without improvement, scale <- max(scale factor, min_scale), from this update on; then the next `cooldown` means count nothing.
     A window without a finite value is no improvement. `optimizer`: a learning rate to a transformation, e.g. lo.bind(optimizers.adamw).
 
-    The scale is on the learning rate itself, so decay, trust ratios and averages follow it. Where torch.optim.lr_scheduler.ReduceLROnPlateau
-    waits for patience + 1 bad epochs, optax.contrib.reduce_on_plateau and Keras wait for patience, as here. The relative rule of all three,
+    The scale is on the learning rate itself, so decay, trust ratios and averages follow it. torch's ReduceLROnPlateau waits for
+    patience + 1 bad epochs, optax.contrib.reduce_on_plateau and Keras for patience, as here. The relative rule of torch and optax,
     best (1 - rtol), takes a worse value for a better one when values are negative.
 
     >>> tx, params = reduce_on_plateau(0.1, patience=1), jnp.ones(2)
@@ -78,9 +78,9 @@ def reduce_on_plateau(
             raise TypeError("reduce_on_plateau: the loss is needed: update(grads, opt_state, params, value=loss)")
         value = jnp.asarray(value, jnp.float32)
         state = _observed(state, value if mode == "min" else -value, *numbers)
-        tx = inner(state.scale, state.count)
+        tx = inner(state.scale, state.step)
         updates, inner_state = tx.update(grads, state.inner, params, value=value, **extra_args)
-        return updates, state._replace(count=optax.safe_increment(state.count), inner=inner_state)
+        return updates, state._replace(step=optax.safe_increment(state.step), inner=inner_state)
 
     return float32_chain(optax.GradientTransformationExtraArgs(init, update))
 
@@ -110,7 +110,12 @@ def _observed(
     scale = jnp.where(reduce, jnp.maximum(state.scale * factor, min_scale), state.scale)
     left = jnp.where(waiting, state.cooldown - 1, jnp.where(reduce, cooldown, 0))
     best = jnp.where(improved, mean, state.best)
-    closed_state = state._replace(best=best, bad=jnp.where(reduce, 0, bad), scale=scale, cooldown=left, total=0.0, finite=0, seen=0)
-    open_state = state._replace(total=total, finite=finite, seen=seen)
-    new = {name: jnp.where(closed, getattr(closed_state, name), getattr(open_state, name)) for name in state._fields[:7]}
-    return state._replace(**new)
+    return state._replace(
+        best=jnp.where(closed, best, state.best),
+        bad=jnp.where(closed, jnp.where(reduce, 0, bad), state.bad),
+        scale=jnp.where(closed, scale, state.scale),
+        cooldown=jnp.where(closed, left, state.cooldown),
+        total=jnp.where(closed, 0, total),
+        finite=jnp.where(closed, 0, finite),
+        seen=jnp.where(closed, 0, seen),
+    )

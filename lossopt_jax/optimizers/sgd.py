@@ -26,8 +26,8 @@ def momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """Heavy-ball momentum: v <- beta v + g + weight_decay theta; theta <- theta - lr v.
 
-    Polyak 1964; with weight decay as an L2 penalty inside v, as ResNets are trained (He et al. 2015, arXiv:1512.03385). The gradient enters v
-    whole, so the effective step is lr / (1 - beta). Equal to torch.optim.SGD(momentum=beta, dampening=0). Keras puts lr inside v: the
+    Polyak 1964; weight decay is an L2 penalty inside v, as ResNets are trained (He et al. 2015, arXiv:1512.03385). The gradient enters
+    v whole, so the effective step is lr / (1 - beta). Equal to torch.optim.SGD(momentum=beta, dampening=0). Keras puts lr inside v: the
     same while lr is constant. `mask`: which leaves decay.
 
     >>> import jax.numpy as jnp
@@ -49,10 +49,10 @@ def nesterov(
     torch.optim.SGD(momentum=beta, nesterov=True). `mask`: which leaves decay.
 
     >>> import jax.numpy as jnp
-    >>> tx, params = nesterov(0.1), jnp.ones(2)
+    >>> tx, params = nesterov(0.1, beta=1.0), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
     >>> print(updates.round(3))
-    [-0.38 -0.38]
+    [-0.4 -0.4]
     """
     (beta,) = as_numbers(beta)
     return float32_chain(decayed(weight_decay, mask), optax.trace(beta, nesterov=True), by_learning_rate(learning_rate))
