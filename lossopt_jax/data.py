@@ -1,7 +1,6 @@
 """Real tasks as arrays, and the order in which a run sees them: batches as indices, a pure function of (seed, step)."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +10,11 @@ from ._types import Batch, PyTree
 
 
 class Task(NamedTuple):
-    """A data set split for training and held-out evaluation: (inputs, targets) each."""
+    """A data set split for training and held-out evaluation, (inputs, targets) each, and what a model gives for one example."""
 
     train: tuple[np.ndarray, np.ndarray]
     evaluate: tuple[np.ndarray, np.ndarray]
+    output_shape: tuple[int, ...]
 
 
 def digits() -> Task:
@@ -22,13 +22,13 @@ def digits() -> Task:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    return _split((x / 16).astype(np.float32), y.astype(np.int32))
+    return _split((x / 16).astype(np.float32), y.astype(np.int32), (10,))
 
 
 def digits_images() -> Task:
     """`digits` as images [n, 8, 8, 1]."""
-    (x, y), (x_test, y_test) = digits()
-    return Task((x.reshape(-1, 8, 8, 1), y), (x_test.reshape(-1, 8, 8, 1), y_test))
+    (x, y), (x_test, y_test), output_shape = digits()
+    return Task((x.reshape(-1, 8, 8, 1), y), (x_test.reshape(-1, 8, 8, 1), y_test), output_shape)
 
 
 def diabetes() -> Task:
@@ -37,10 +37,9 @@ def diabetes() -> Task:
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True)
-    task = _standardised(_split(x.astype(np.float32), y.astype(np.float32)))
-    (x_train, y_train), (x_test, y_test) = task
+    (x_train, y_train), (x_test, y_test), output_shape = _standardised(_split(x.astype(np.float32), y.astype(np.float32), ()))
     mean, std = y_train.mean(), y_train.std()
-    return Task((x_train, (y_train - mean) / std), (x_test, (y_test - mean) / std))
+    return Task((x_train, (y_train - mean) / std), (x_test, (y_test - mean) / std), output_shape)
 
 
 def breast_cancer() -> Task:
@@ -49,22 +48,22 @@ def breast_cancer() -> Task:
     from sklearn.datasets import load_breast_cancer
 
     x, y = load_breast_cancer(return_X_y=True)
-    return _standardised(_split(x.astype(np.float32), y.astype(np.int32)))
+    return _standardised(_split(x.astype(np.float32), y.astype(np.int32), ()))
 
 
-TASKS: dict[str, Callable[[], Task]] = {f.__name__: f for f in (digits, digits_images, diabetes, breast_cancer)}
+TASKS = ("breast_cancer", "diabetes", "digits", "digits_images")
 
 
-def _split(x: np.ndarray, y: np.ndarray) -> Task:
+def _split(x: np.ndarray, y: np.ndarray, output_shape: tuple[int, ...]) -> Task:
     order = np.random.default_rng(0).permutation(len(x))
     held_out, kept = order[: len(x) // 5], order[len(x) // 5 :]
-    return Task((x[kept], y[kept]), (x[held_out], y[held_out]))
+    return Task((x[kept], y[kept]), (x[held_out], y[held_out]), output_shape)
 
 
 def _standardised(task: Task) -> Task:
-    (x, y), (x_test, y_test) = task
+    (x, y), (x_test, y_test), output_shape = task
     mean, std = x.mean(0), x.std(0)
-    return Task(((x - mean) / std, y), ((x_test - mean) / std, y_test))
+    return Task(((x - mean) / std, y), ((x_test - mean) / std, y_test), output_shape)
 
 
 def as_batch(data: Any, name: str) -> Batch:

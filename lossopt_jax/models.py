@@ -1,6 +1,7 @@
 """A model as two pure functions, made from Flax Linen, Flax NNX or by hand; and the small reference models the configs train."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -136,8 +137,8 @@ class MLP(nn.Module):
     """Dense layers with ReLU between them; [b, ...] in, [b, *output_shape] out (a tuple () gives [b], for one number an example)."""
 
     widths: Sequence[int] = (64, 64)
-    output_shape: Sequence[int] = (10,)
     dropout: float = 0.0
+    output_shape: Sequence[int] = (10,)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -146,10 +147,7 @@ class MLP(nn.Module):
             x = nn.relu(nn.Dense(width)(x))
             if self.dropout:
                 x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        size = 1
-        for n in self.output_shape:
-            size *= n
-        return nn.Dense(size)(x).reshape(x.shape[0], *self.output_shape)
+        return nn.Dense(math.prod(self.output_shape))(x).reshape(x.shape[0], *self.output_shape)
 
 
 class CNN(nn.Module):
@@ -164,7 +162,7 @@ class CNN(nn.Module):
             x = nn.relu(nn.Conv(channels, (3, 3))(x))
             x = nn.avg_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)
-        size = 1
-        for n in self.output_shape:
-            size *= n
-        return nn.Dense(size)(x).reshape(x.shape[0], *self.output_shape)
+        return nn.Dense(math.prod(self.output_shape))(x).reshape(x.shape[0], *self.output_shape)
+
+
+MODULES = {"mlp": MLP, "cnn": CNN}

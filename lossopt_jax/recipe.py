@@ -60,7 +60,7 @@ class Bound:
         return bind(self.fn, **{**self.hparams, **self.options, **values})
 
     def _scheduled_names(self) -> list[str]:
-        kinds = _parameters(self.fn)
+        kinds = parameters(self.fn)
         # A function that annotates its numbers means any other Bound as a part to call; one that annotates none has numbers only.
         annotated = any(kind.number for kind in kinds.values())
         return [n for n, v in self.hparams.items() if isinstance(v, Bound) and (kinds[n].number if n in kinds else False or not annotated)]
@@ -106,23 +106,25 @@ class Recipe(NamedTuple):
     clip_norm: Any = None
 
 
-class _Parameter(NamedTuple):
+class Parameter(NamedTuple):
+    """A bindable parameter: whether it is a number (a leaf), its default (`REQUIRED` if none) and its annotation."""
+
     number: bool
     default: Any
+    annotation: Any
 
 
 @functools.lru_cache(maxsize=4096)
-def _parameters(fn: Callable[..., Any]) -> Mapping[str, _Parameter]:
+def parameters(fn: Callable[..., Any]) -> Mapping[str, Parameter]:
     """The parameters that can be bound by name: keyword-only ones where `fn` annotates a Scalar or Vector, else all of them."""
     try:
         hints = typing.get_type_hints(fn, include_extras=True)
     except Exception:  # a foreign function's annotations need not resolve
         hints = {}
-    parameters = inspect.signature(fn).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in inspect.signature(fn).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if any(p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)) for p in named):
         named = [p for p in named if p.kind is p.KEYWORD_ONLY]
-    return {p.name: _Parameter(p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)), p.default) for p in named}
+    return {p.name: Parameter(p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)), p.default, hints.get(p.name)) for p in named}
 
 
 def _is_number(hint: Any) -> bool:
@@ -146,7 +148,7 @@ def bind(fn: Callable[..., Any], **values: Any) -> Bound:
         return fn.replace(**values)
     if not callable(fn):
         raise TypeError(f"bind: the first argument must be a function, got {fn!r}")
-    known = _parameters(fn)
+    known = parameters(fn)
     for name in values:
         if name not in known:
             raise TypeError(f"{_name(fn)} has no parameter {name!r}; {nearest(name, known)}")

@@ -382,7 +382,8 @@ def optax_pairs():
     s = schedules
     yield s.constant, {"value": 0.3}, optax.constant_schedule(0.3)
     yield s.linear, {"init": 0.5, "floor": 0.1, "total": 60}, optax.linear_schedule(0.5, 0.1, 60)
-    yield s.polynomial, {"init": 0.5, "floor": 0.1, "total": 60, "power": 2.5}, optax.polynomial_schedule(0.5, 0.1, 2.5, 60)
+    # Not to its end, where optax's is NaN under jit.
+    yield s.polynomial, {"init": 0.5, "floor": 0.1, "total": 110, "power": 2.5}, optax.polynomial_schedule(0.5, 0.1, 2.5, 110)
     yield s.cosine, {"init": 0.5, "floor": 0.1, "total": 60}, optax.cosine_decay_schedule(0.5, 60, alpha=0.2)
     yield s.exponential, {"init": 0.5, "factor": 0.9, "every": 7, "floor": 0.1}, optax.exponential_decay(0.5, 7, 0.9, end_value=0.1)
     yield s.step_decay, {"init": 0.5, "factor": 0.9, "every": 7}, optax.exponential_decay(0.5, 7, 0.9, staircase=True)
@@ -473,7 +474,7 @@ def all_schedules(step, numbers):
 
 
 LENGTH = st.one_of(st.integers(0, 10), st.floats(0, 100, width=32), st.floats(0, 2.0**31, width=32))
-RATE = st.one_of(st.just(0.0), st.floats(1e-8, 10, width=32))
+RATE = st.one_of(st.just(0.0), st.floats(2.0**-26, 10, width=32))
 SHARE = st.floats(0, 1, width=32)
 NUMBERS = st.fixed_dictionaries(
     dict.fromkeys(("value", "init", "peak", "floor"), RATE)

@@ -4,6 +4,8 @@ All take float32 (or float64) arrays. Their derivatives are written out (`custom
 work) because the derivative that autodiff finds cancels, or is wrong at a kink that the function does not have.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -214,3 +216,43 @@ def times(weight: jax.Array, value: jax.Array) -> jax.Array:
 def peak_of(logits: jax.Array) -> jax.Array:
     """[*b, 1]: the largest logit, a constant to differentiation (what is subtracted from all cancels)."""
     return lax.stop_gradient(logits).max(-1, keepdims=True)
+
+
+@jax.custom_jvp
+def expm1_over(k: jax.Array, x: jax.Array) -> jax.Array:
+    """(e^(k x) - 1) / k, which is x at k = 0: Box-Cox, and what many families of losses turn on."""
+    zero = k == 0
+    return jnp.where(zero, x, jnp.expm1(k * x) / jnp.where(zero, 1, k))
+
+
+def _expm1_over_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (k, x), (dk, dx) = primals, tangents
+    out = expm1_over(k, x)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(dx, SymbolicZero):
+        tangent += jnp.exp(k * x) * dx
+    if not isinstance(dk, SymbolicZero):
+        # x^2 sum_n (n + 1) (k x)^n / (n + 2)!, where (x e^(k x) - out) / k would cancel
+        u = k * x
+        near = jnp.abs(u) < 0.5
+        small = jnp.where(near, u, 0)
+        series = sum((n + 1) / math.factorial(n + 2) * small**n for n in range(9))
+        safe = jnp.where(near, 1, k)
+        tangent += jnp.where(near, jnp.square(x) * series, (x * jnp.exp(u) - out) / safe) * dk
+    return out, tangent
+
+
+expm1_over.defjvp(_expm1_over_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def log_cosh_of(x: jax.Array) -> jax.Array:
+    """log cosh x = log1p(2 sinh(x / 2)^2) near 0, |x| + log1p(e^(-2 |x|)) - log 2 far from it."""
+    a = jnp.abs(x)
+    near = a < 1
+    return jnp.where(near, jnp.log1p(2 * jnp.square(jnp.sinh(jnp.where(near, a, 0) / 2))), a + jnp.log1p(jnp.exp(-2 * a)) - math.log(2))
+
+
+@log_cosh_of.defjvp
+def _log_cosh_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    return log_cosh_of(*primals), jnp.tanh(primals[0]) * tangents[0]

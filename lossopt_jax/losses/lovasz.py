@@ -30,7 +30,9 @@ def lovasz_softmax(
     Array([[0.25, 0.5 ]], dtype=float32)
     """
     if not is_labels(targets):
-        raise ValueError(f"lovasz_softmax: for outputs {jnp.shape(outputs)} targets must be integer labels, got {jnp.shape(targets)} floats")
+        raise ValueError(
+            f"lovasz_softmax: for outputs {jnp.shape(outputs)} targets must be integer labels, got {jnp.shape(targets)} floats"
+        )
     z, labels, _, counts = class_targets(outputs, targets, loss="lovasz_softmax", ignore_index=ignore_index)
     if z.ndim < 3:
         raise ValueError(f"lovasz_softmax: outputs must be [b, *spatial, c] with at least one spatial axis, got {z.shape}")

@@ -17,7 +17,8 @@ STEPS = 100
 SAMPLED = (1, 2, 3, 5, 10, 20, 50, 100)
 SHAPES = {"kernel_0": (5, 7), "bias_0": (7,), "kernel_1": (7, 3), "bias_1": (3,)}
 
-# name -> (class in torch.optim, its arguments, learning rate)
+# name -> (class in torch.optim, its arguments, learning rate). Rates are where rounding does not grow: at 0.05, Adafactor and NAdam
+# oscillate, and two float32 programs that agree to 2e-7 at step 20 are 5e-2 apart at step 50.
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "sgd": ("SGD", {}, 0.2),
     "sgd_decay": ("SGD", {"weight_decay": 0.05}, 0.2),
@@ -38,17 +39,17 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "adamw": ("AdamW", {}, 0.02),
     "adamw_decay": ("AdamW", {"weight_decay": 0.5}, 0.02),
     "nadam": ("NAdam", {}, 0.02),
-    "nadam_eps": ("NAdam", {"betas": (0.8, 0.9), "eps": 1e-2, "momentum_decay": 0.1}, 0.05),
+    "nadam_eps": ("NAdam", {"betas": (0.8, 0.9), "eps": 1e-2, "momentum_decay": 0.1}, 0.02),
     "nadamw": ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}, 0.02),
     "adamax": ("Adamax", {}, 0.02),
     "amsgrad": ("Adam", {"amsgrad": True}, 0.02),
     "amsgrad_short": ("Adam", {"amsgrad": True, "betas": (0.8, 0.9), "eps": 1e-3}, 0.02),
     "radam": ("RAdam", {}, 0.02),
     "radam_short": ("RAdam", {"betas": (0.8, 0.95), "eps": 1e-3}, 0.02),
-    "adafactor": ("Adafactor", {}, 0.05),
-    "adafactor_decay": ("Adafactor", {"weight_decay": 0.1, "beta2_decay": -0.6, "d": 1.2}, 0.05),
+    "adafactor": ("Adafactor", {}, 0.02),
+    "adafactor_decay": ("Adafactor", {"weight_decay": 0.1, "beta2_decay": -0.6, "d": 1.2}, 0.02),
     "muon": ("Muon", {"weight_decay": 0.1}, 0.02),
-    "muon_rms": ("Muon", {"weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw", "momentum": 0.9}, 0.05),
+    "muon_rms": ("Muon", {"weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw", "momentum": 0.9}, 0.02),
     "muon_bfloat16": ("Muon", {"weight_decay": 0.1}, 0.02),
 }
 

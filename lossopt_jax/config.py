@@ -1,0 +1,350 @@
+"""TOML to an experiment: names become functions here and only here, and every value is checked where it is still a plain number."""
+
+import dataclasses
+import inspect
+import math
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import data, losses, models, optimizers, schedules
+from .models import Model, from_linen
+from .recipe import REQUIRED, Bound, Recipe, bind, nearest, numbers, parameters
+from .sweep import LanePlan, Trials, choice, grid, int_uniform, log_uniform, sample, uniform
+from .sweep.spaces import Distribution
+from .train import Run
+
+TABLES = ("data", "model", "loss", "optimizer", "schedule", "run", "sweep")
+DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
+    "uniform": uniform,
+    "log_uniform": log_uniform,
+    "int_uniform": int_uniform,
+    "choice": lambda *values: choice(values),
+}
+
+
+class Domain(NamedTuple):
+    """Where a number may lie; open ends are not valid themselves."""
+
+    low: float
+    high: float
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, int | float)
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        return low if math.isinf(self.high) else f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
+
+
+NOT_NEGATIVE = Domain(0, math.inf)
+POSITIVE = Domain(0, math.inf, low_open=True)
+FRACTION = Domain(0, 1)
+DECAY = Domain(0, 1, high_open=True)
+# By the name of the parameter, which means the same everywhere; a number that is not named here need only be finite.
+DOMAINS: dict[str, Domain] = {
+    **dict.fromkeys(("value", "peak", "init", "floor", "warmup", "total", "cooldown", "boundaries", "values"), NOT_NEGATIVE),
+    **dict.fromkeys(("factor", "growth", "power", "div_factor", "final_div_factor", "clip_norm", "every", "period"), POSITIVE),
+    **dict.fromkeys(("pct_start", "label_smoothing"), FRACTION),
+    **dict.fromkeys(("b1", "b2", "b3", "beta", "rho", "momentum"), DECAY),
+    **dict.fromkeys(
+        ("eps", "weight_decay", "decay", "decay_rate", "initial_accumulator", "patience", "cooldown", "pos_weight"), NOT_NEGATIVE
+    ),
+    **dict.fromkeys(("delta", "temperature", "accumulation"), POSITIVE),
+}
+
+
+class ConfigError(ValueError):
+    """What is wrong with a config: names the key, what was given and what is valid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config turned into objects. resolved: the whole of it as plain values, defaults filled in, which reproduces the run."""
+
+    name: str
+    task: data.Task
+    model: Model
+    recipe: Recipe
+    run: Run
+    trials: Trials | None
+    seeds: int
+    resolved: dict[str, Any]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a TOML file, with overrides such as "schedule.peak=3e-3" applied.
+
+    Raises ConfigError for anything that is not valid, naming the key, what was given and what is valid.
+    """
+    path = Path(path)
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides:
+        _override(config, override)
+    return experiment({"name": path.stem, **config})
+
+
+def experiment(config: Mapping[str, Any]) -> Experiment:
+    """The experiment of a config given as nested dicts."""
+    _known(config, ("name", "clip_norm", *TABLES), "the config", "table or key")
+    for table in TABLES:
+        if not isinstance(config.get(table, {}), Mapping):
+            raise ConfigError(f"{table} must be a table, got {config[table]!r}")
+    name = config.get("name", "run")
+    if not isinstance(name, str) or not name or "/" in name:
+        raise ConfigError(f"name must be a word to name the run's folder by, got {name!r}")
+    run = _run(config.get("run", {}))
+    task = _task(config.get("data", {}))
+    parts = {
+        "loss": _bound(_required(config, "loss"), losses, "loss", run),
+        "optimizer": _bound(_required(config, "optimizer"), optimizers, "optimizer", run),
+        "schedule": _bound(_required(config, "schedule"), schedules, "schedule", run),
+    }
+    clip_norm = config.get("clip_norm")
+    recipe = Recipe(**parts, clip_norm=None if clip_norm is None else np.float32(_number(clip_norm, "clip_norm", "clip_norm")))
+    _check_warmup({path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0})
+    model, module = _model(config.get("model", {}), task)
+    trials, seeds, drawn = _trials(config["sweep"], recipe) if "sweep" in config else (None, 1, None)
+    resolved: dict[str, Any] = {"name": name}
+    if clip_norm is not None:
+        resolved["clip_norm"] = clip_norm
+    resolved |= {"data": {"name": _required(config, "data")["name"]}, "model": module}
+    resolved |= {key: _plain(bound) for key, bound in parts.items()}
+    resolved["run"] = {key: value for key, value in dataclasses.asdict(run).items() if value is not None}
+    if drawn is not None:
+        resolved["sweep"] = drawn
+    return Experiment(name, task, model, recipe, run, trials, seeds, resolved)
+
+
+def parse_plan(text: str) -> LanePlan:
+    """ "devices=2,width=8" as a LanePlan."""
+    try:
+        pairs = dict(part.split("=") for part in text.split(","))
+        plan = LanePlan(**{key.strip(): int(value) for key, value in pairs.items()})
+    except (TypeError, ValueError):
+        raise ConfigError(f"--plan must read devices=N,width=N, got {text!r}") from None
+    if min(plan) < 1:
+        raise ConfigError(f"--plan: devices and width must be at least 1, got {text!r}")
+    return plan
+
+
+def _override(config: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes KEY=VALUE such as schedule.peak=3e-3, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    keys = key.strip().split(".")
+    if keys[:2] == ["sweep", "space"] and len(keys) > 2:
+        keys = ["sweep", "space", ".".join(keys[2:])]
+    table = config
+    for step in keys[:-1]:
+        table = table.setdefault(step, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {key}: {step} is not a table")
+    table[keys[-1]] = value
+
+
+def _required(config: Mapping[str, Any], table: str) -> Mapping[str, Any]:
+    if table not in config:
+        raise ConfigError(f"the config has no [{table}] table; it needs one with name = ...")
+    return config[table]
+
+
+def _known(given: Mapping[str, Any], valid: Sequence[str], where: str, what: str = "key") -> None:
+    for key in given:
+        if key not in valid:
+            raise ConfigError(f"{where} has no {what} {key!r}; {nearest(key, valid)}")
+
+
+def _choice(table: Mapping[str, Any], valid: Sequence[str], where: str) -> str:
+    if "name" not in table:
+        raise ConfigError(f"{where}.name is missing; valid: {', '.join(sorted(valid))}")
+    if table["name"] not in valid:
+        raise ConfigError(f"{where}.name = {table['name']!r} is unknown; {nearest(str(table['name']), valid)}")
+    return table["name"]
+
+
+def _run(table: Mapping[str, Any]) -> Run:
+    _known(table, [field.name for field in dataclasses.fields(Run)], "[run]")
+    if "steps" not in table:
+        raise ConfigError("run.steps is missing: the number of updates")
+    try:
+        return Run(**table)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error).replace("Run: ", "run.")) from None
+
+
+def _task(table: Mapping[str, Any]) -> data.Task:
+    name = _choice(table, data.TASKS, "data")
+    _known(table, ("name",), "[data]")
+    return getattr(data, name)()
+
+
+def _model(table: Mapping[str, Any], task: data.Task) -> tuple[Model, dict[str, Any]]:
+    name = _choice(table, list(models.MODULES), "model")
+    module = models.MODULES[name]
+    fields = {f.name: f for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+    given = {key: value for key, value in table.items() if key != "name"}
+    _known(given, list(fields), f"model {name!r}")
+    values: dict[str, Any] = {f.name: f.default for f in fields.values()} | {"output_shape": task.output_shape}
+    for key, value in given.items():
+        where, default = f"model.{key}", values[key]
+        if isinstance(default, tuple):
+            if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
+                raise ConfigError(f"{where} must be a list of positive integers, got {value!r}")
+            values[key] = tuple(value)
+        else:
+            values[key] = _number(value, where, key)
+            if key == "dropout" and values[key] not in DECAY:
+                raise ConfigError(f"{where} must be {DECAY}, got {value!r}")
+    return from_linen(module(**values)), {"name": name} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _bound(table: Mapping[str, Any], room: ModuleType, where: str, run: Run) -> Bound:
+    name = _choice(table, room.__all__, where)
+    fn = getattr(room, name)
+    known = parameters(fn)
+    given = {key: value for key, value in table.items() if key != "name"}
+    _known(given, list(known), f"{where} {name!r}", "parameter")
+    # A schedule that must end and is not told when ends with the run.
+    if "total" in known and known["total"].default is REQUIRED and "total" not in given:
+        given["total"] = run.steps
+    for key, kind in known.items():
+        if key not in given and kind.default is REQUIRED:
+            raise ConfigError(f"{where}.{key} is missing: {name} needs it")
+    try:
+        return bind(fn, **{key: _value(value, f"{where}.{key}", key, known[key], room, run) for key, value in given.items()})
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _value(value: Any, where: str, key: str, kind: Any, room: ModuleType, run: Run) -> Any:
+    if isinstance(value, Mapping):  # a number that follows a schedule, or a part of the same kind
+        return _bound(value, schedules if kind.number else room, where, run)
+    if kind.number:
+        if isinstance(value, list):
+            return [_number(v, where, key) for v in value]
+        return _number(value, where, key)
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        return tuple(_bound(v, room, f"{where}[{i}]", run) for i, v in enumerate(value))
+    return _option(value, where, kind, room)
+
+
+def _option(value: Any, where: str, kind: Any, room: ModuleType) -> Any:
+    kinds = typing.get_args(kind.annotation) or (kind.annotation,)
+    if typing.get_origin(kind.annotation) is typing.Literal:
+        if value not in kinds:
+            raise ConfigError(f"{where} must be one of {', '.join(map(str, kinds))}, got {value!r}")
+        return value
+    for simple, article in ((bool, "true or false"), (int, "an integer"), (str, "text")):
+        if simple in kinds:
+            if not isinstance(value, simple) or (simple is int and isinstance(value, bool)):
+                raise ConfigError(f"{where} must be {article}, got {value!r}")
+            return value
+    functions = [name for name, f in vars(room).items() if inspect.isfunction(f) and not name.startswith("_")]
+    if not isinstance(value, str) or value not in functions:
+        near = nearest(str(value), [name for name in functions if name not in room.__all__] or functions)
+        raise ConfigError(f"{where} must name a function, got {value!r}; {near}")
+    return getattr(room, value)
+
+
+def _number(value: Any, where: str, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{where} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{where} must be finite, got {value!r}")
+    domain = DOMAINS.get(key)
+    if domain is not None and value not in domain:
+        raise ConfigError(f"{where} must be {domain}, got {value!r}")
+    return value
+
+
+def _check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
+    for path, (_, longest) in ranges.items():
+        total = ranges.get(f"{path.removesuffix('warmup')}total")
+        if path.endswith("warmup") and total is not None and longest > total[0]:
+            raise ConfigError(f"{path} must be at most {path.removesuffix('warmup')}total ({total[0]:g}), got {longest:g}")
+
+
+def _trials(table: Mapping[str, Any], recipe: Recipe) -> tuple[Trials, int, dict[str, Any]]:
+    _known(table, ("space", "count", "seeds", "seed", "sampler"), "[sweep]")
+    space = _space(table.get("space", {}), recipe)
+    known = {path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0}
+    _check_warmup(known | {path: (d.low, d.high) for path, d in space.items()})
+    drawn: dict[str, Any] = {"count": 64, "seeds": 1, "seed": 0, "sampler": "sobol"} | {k: v for k, v in table.items() if k != "space"}
+    for key, least in (("count", 1), ("seeds", 1), ("seed", 0)):
+        if isinstance(drawn[key], bool) or not isinstance(drawn[key], int) or drawn[key] < least:
+            raise ConfigError(f"sweep.{key} must be an integer of at least {least}, got {drawn[key]!r}")
+    if drawn["sampler"] not in ("sobol", "grid"):
+        raise ConfigError(f"sweep.sampler must be sobol or grid, got {drawn['sampler']!r}")
+    if drawn["sampler"] == "grid":
+        for path, distribution in space.items():
+            if distribution.kind != "choice":
+                raise ConfigError(f"sweep.space.{path} must be a choice when sweep.sampler is grid, got {distribution.kind}")
+        trials = grid(recipe, {path: d.values for path, d in space.items()})
+        drawn.pop("count")
+    else:
+        trials = sample(recipe, space, count=drawn["count"], seed=drawn["seed"])
+    plain = {path: {d.kind: list(d.values) if d.kind == "choice" else [d.low, d.high]} for path, d in space.items()}
+    return trials, drawn["seeds"], drawn | {"space": plain}
+
+
+def _space(table: Mapping[str, Any], recipe: Recipe, prefix: str = "") -> dict[str, Distribution]:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"sweep.space must be a table, got {table!r}")
+    space: dict[str, Distribution] = {}
+    known, valid = numbers(recipe), nearest("", DISTRIBUTIONS)
+    for key, value in table.items():
+        path, where = prefix + key, f"sweep.space.{prefix}{key}"
+        if isinstance(value, Mapping) and not set(value) & set(DISTRIBUTIONS) and path not in known:
+            space |= _space(value, recipe, f"{path}.")  # [sweep.space] schedule.peak = {...} nests where "schedule.peak" does not
+            continue
+        if path not in known:
+            raise ConfigError(f"{where}: the recipe has no number {path!r}; {nearest(path, known)}")
+        if not isinstance(value, Mapping) or len(value) != 1 or not set(value) <= set(DISTRIBUTIONS):
+            raise ConfigError(
+                f"{where} must be a distribution such as {{ log_uniform = [1e-5, 1.0] }}, got {value!r}; {nearest('', DISTRIBUTIONS)}"
+            )
+        ((kind, ends),) = value.items()
+        if not isinstance(ends, list) or (kind != "choice" and len(ends) != 2) or not ends:
+            raise ConfigError(
+                f"{where}.{kind} must be a list of {'numbers' if kind == 'choice' else 'two numbers, low and high'}, got {ends!r}"
+            )
+        ends = [_number(end, where, path.rpartition(".")[2]) for end in ends]
+        try:
+            space[path] = DISTRIBUTIONS[kind](*ends)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    return space
+
+
+def _plain(value: Any) -> Any:
+    """A bound part as the TOML table that makes it; what TOML cannot say (None) is left out, being the default."""
+    if isinstance(value, Bound):
+        values = {**value.hparams, **value.options}
+        return {"name": value.fn.__name__} | {key: _plain(v) for key, v in values.items() if v is not None}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        # The shortest decimal that gives the same float32, not the float64 digits of one.
+        return [float(str(v)) for v in value] if value.ndim else float(str(value))
+    return value.__name__ if callable(value) else value
