@@ -166,7 +166,7 @@ def bind(fn: Callable[..., Any], **values: Any) -> Bound:
         if kind.number and value is not None:
             hparams[name] = _number(value, f"{_name(fn)}: {name}")
         elif _has_bounds(value) or (not kind.number and _is_float(value)):
-            hparams[name] = jax.tree.map(_leaf, value)
+            hparams[name] = _leaf(value) if _is_float(value) else _parts(value)
         else:
             options[name] = _hashable(value, f"{_name(fn)}: {name}")
     return Bound(fn, hparams, options)
@@ -199,6 +199,11 @@ def _is_float(value: Any) -> bool:
 
 def _has_bounds(value: Any) -> bool:
     return isinstance(value, Bound) or (isinstance(value, tuple | list) and any(isinstance(v, Bound) for v in value))
+
+
+def _parts(value: Any) -> Any:
+    # A plain function among bound ones becomes bound, since a function cannot be a leaf.
+    return value if isinstance(value, Bound) else tuple(v if isinstance(v, Bound) else bind(v) for v in value)
 
 
 def _map_bounds(f: Callable[[Bound], Bound], value: Any) -> Any:

@@ -61,11 +61,19 @@ def loss_total(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree,
     values = loss(outputs, targets)
     if jnp.ndim(values) == 0:
         raise ValueError("a loss returns one value per example, [b, ...]; this one returned a single number, so it averages by itself")
-    own = _own_weights(loss, targets)
+    own = own_weights(loss, targets)
     if own is None:
         return weighted_total(values, weights)
     total, _ = weighted_total(values, weights)
     return Total(total, weighted_total(own, weights).total)
+
+
+def hits_total(hits: jax.Array, own: jax.Array | None, weights: jax.Array | None = None) -> Total:
+    """The pair of a metric such as accuracy: what the loss ignores does not count, what it counts is not weighted by class."""
+    if own is not None and own.shape == hits.shape:
+        counted = (own != 0).astype(jnp.float32)
+        weights = counted if weights is None else counted * _broadcast_leading(to_float32(weights), hits.shape, "hits")
+    return weighted_total(hits, weights)
 
 
 def mask_leading(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -76,7 +84,8 @@ def mask_leading(x: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, jnp.zeros((), x.dtype))
 
 
-def _own_weights(loss: Callable[..., jax.Array], targets: PyTree) -> jax.Array | None:
+def own_weights(loss: Callable[..., jax.Array], targets: PyTree) -> jax.Array | None:
+    """How much each example counts by the loss's own `weigh`; None where it has none, so all count alike."""
     fn = getattr(loss, "fn", loss)
     weigh = getattr(fn, "weigh", None)
     if weigh is None:

@@ -151,7 +151,7 @@ def cosine_restarts(
 
     floor + (init - floor) decay^n (1 + cos(pi done / length)) / 2 in cycle n of length period growth^n, `done` steps after it began.
     At 0 `init`; at each restart floor + (init - floor) decay^n; just before one, nearly `floor`; there at once for period = 0.
-    A growth below 1 counts as 1. Cycles are exact for a whole growth; for others to about 1e-7 growth / (growth - 1) of one.
+    A growth below 1 counts as 1. For a fractional one (or a period below 1) the phase is good to about 3e-7 growth / (growth - 1).
     torch: CosineAnnealingWarmRestarts(T_0=period, T_mult=growth, eta_min=floor), decay = 1. optax: sgdr_schedule (a list of cycles).
 
     >>> cosine_restarts(jnp.array([0, 5, 10, 20, 30]), init=1.0, period=10, growth=2.0, decay=0.5).round(3)
@@ -227,7 +227,8 @@ def warmup_exponential(
     """
     peak, warmup, factor, every, floor, init = _float32(peak, warmup, factor, every, floor, init)
     clock = _clock(step)
-    fall = jnp.where(every > 0, _at_least(floor, peak * _exponential(_after(clock, warmup), factor, every)), floor)
+    fall = _at_least(floor, peak * _exponential(_after(clock, warmup), factor, every))
+    fall = jnp.where((every > 0) | (_until(clock, warmup) > 0), fall, floor)
     return _rising(_share(_real(clock), warmup), init, peak, fall)
 
 
@@ -274,21 +275,24 @@ def one_cycle(
     return _peaked(rise, fall, init, peak, init / final_div_factor)
 
 
-def cyclic(step: ArrayLike, *, peak: Scalar, up: Scalar, down: Scalar | None = None, decay: Scalar = 1.0, floor: Scalar = 0.0) -> jax.Array:
-    """Triangles: `up` steps from `floor` to the top, `down` steps (None: as many) back, for ever (Smith 2017, arXiv:1506.01186).
+def cyclic(
+    step: ArrayLike, *, peak: Scalar, period: Scalar, up: Scalar | None = None, decay: Scalar = 1.0, floor: Scalar = 0.0
+) -> jax.Array:
+    """Triangles: `up` steps (None: half the period) from `floor` to the top, then back, for ever (Smith 2017, arXiv:1506.01186).
 
     The top of cycle n is floor + (peak - floor) min(1, decay^n). At 0 and between cycles `floor`; at `up` `peak`; it has no end.
-    up = 0 starts each cycle at its top; both 0 is `floor` for ever.
-    torch: CyclicLR(base_lr=floor, max_lr=peak, step_size_up=up, step_size_down=down), "triangular2" is decay = 0.5. Not in optax.
+    up = 0 starts each cycle at its top; beyond the period it counts as the period. A period of 0 is `floor` for ever.
+    torch: CyclicLR(floor, peak, step_size_up=up, step_size_down=period - up); "triangular2" is decay = 0.5. Not in optax.
 
-    >>> cyclic(jnp.array([0, 5, 10, 20, 30]), peak=1.0, up=10, decay=0.5)
+    >>> cyclic(jnp.array([0, 5, 10, 20, 30]), peak=1.0, period=20, decay=0.5)
     Array([0. , 0.5, 1. , 0. , 0.5], dtype=float32)
     """
-    peak, up, down, decay, floor = _float32(peak, up, up if down is None else down, decay, floor)
-    up, down = _positive(up), _positive(down)
-    cycle, done, left = _divmod(_clock(step), up + down)
-    weight = jnp.where(done < up, _share(done, up), _share(left, down)) * _power(decay, cycle)
-    return _between(floor, peak, jnp.where(up + down > 0, weight, 0.0))
+    peak, period, decay, floor = _float32(peak, period, decay, floor)
+    up = period / 2 if up is None else _positive(jnp.asarray(up, jnp.float32))
+    up = jnp.where(up < period, up, period)
+    cycle, done, left = _divmod(_clock(step), period)
+    weight = jnp.where(done < up, _share(done, up), _share(left, period - up)) * _power(decay, cycle)
+    return _between(floor, peak, jnp.where(period > 0, weight, 0.0))
 
 
 def wsd(
@@ -382,9 +386,10 @@ def _divmod(clock: _Clock, every: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     Exact in the period, and one rounding in the steps, for any `every` > 0 (for others the numbers are finite and mean nothing).
     """
     every = jnp.where(every > 0, every, 1.0)
-    is_whole = (every == jnp.floor(every)) & (every <= _LAST)
-    whole = jnp.where(is_whole, every, 1.0).astype(jnp.int32)
-    count = lax.div(clock.whole, jnp.broadcast_to(whole, clock.whole.shape))
+    is_whole = every == jnp.floor(every)
+    held = jnp.where(is_whole, jnp.where(every < _LAST, every, _LAST), 1.0)
+    whole = held.astype(jnp.int32)
+    count = jnp.where(every > _LAST, 0, lax.div(*jnp.broadcast_arrays(clock.whole, whole)))
     rest = clock.whole - count * whole
     # A fractional `every` is below 2**24, so it and both parts of the step are multiples of its last bit. So are the remainders:
     # the comparison and the sums below are then exact, as fmod always is.
@@ -396,7 +401,7 @@ def _divmod(clock: _Clock, every: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     quotient = jnp.round((high - a) / every) + jnp.round((low - b) / every) + over
     n = jnp.where(is_whole, count.astype(jnp.float32), quotient)
     done = jnp.where(is_whole, rest.astype(jnp.float32) + clock.part, remainder)
-    left = jnp.where(is_whole, (whole - rest).astype(jnp.float32) - clock.part, every - remainder)
+    left = jnp.where(is_whole, (whole - rest).astype(jnp.float32) + ((every - held) - clock.part), every - remainder)
     n, done, left = lax.stop_gradient((n, done, left))
     moved = _gradient_only(clock.part - n * every)
     return n, done + moved, left + _gradient_only(every) - moved
@@ -408,32 +413,33 @@ def _growing_cycles(clock: _Clock, period: jax.Array, growth: jax.Array) -> tupl
     alike = _share(left, period)
     period = jnp.where(period > 0, period, 1.0)
     g = jnp.where(growth > 1, growth, 2.0)
-    whole_growth = (g == jnp.floor(g)) & (period >= 1)
-    # The logarithm finds the cycle to within one; then its start, in integers where growth is one, says which of the two.
-    k = jnp.maximum(jnp.round(jnp.log1p(_real(clock) * ((g - 1.0) / period)) / jnp.log(g)) - 1.0, 0.0)
-    k, g_ = lax.stop_gradient((k, g))
-    ratio = jnp.where(whole_growth & (g_ < _LAST), g_, 2.0).astype(jnp.int32)
+    now, fixed = _real(clock), lax.stop_gradient(g)
+    whole_growth = fixed == jnp.floor(fixed)
+    base = jnp.where(whole_growth, jnp.clip(jnp.floor(period), 0.0, _LAST), 0.0)
+    # The logarithm finds the cycle to within one, k or k + 1; the end of cycle k says which.
+    k = jnp.maximum(jnp.round(jnp.log1p(now * ((g - 1.0) / period)) / jnp.log(g)) - 1.0, 0.0)
+    k = lax.stop_gradient(k)
+    ratio = jnp.where(whole_growth & (fixed < _LAST), fixed, 2.0).astype(jnp.int32)
     exact = _geometric_sum(ratio, jnp.minimum(k, 31.0).astype(jnp.int32))
-    sums = jnp.where(whole_growth, exact.astype(jnp.float32), jnp.expm1(k * jnp.log(g_)) / (g_ - 1.0))
-    base = jnp.clip(jnp.floor(lax.stop_gradient(period)), 0.0, _LAST)
+    sums = jnp.where(whole_growth & (k < 32), exact.astype(jnp.float32), jnp.expm1(k * jnp.log(fixed)) / (fixed - 1.0))
 
-    def since(exact: jax.Array, sums: jax.Array) -> jax.Array:
-        start = jnp.where(whole_growth, (period - base) * sums, period * sums)
-        whole = jnp.clip(jnp.floor(start), 0.0, _LAST)
-        begun = jnp.where(whole_growth, base.astype(jnp.int32) * exact, 0) + whole.astype(jnp.int32)
-        return (clock.whole - begun).astype(jnp.float32) + (clock.part - (start - whole))
+    def until(exact: jax.Array, sums: jax.Array) -> jax.Array:
+        # Integers may wrap: near the step, where they are used, their difference is right all the same.
+        rest = (period - base) * sums
+        whole = jnp.clip(jnp.floor(rest), 0.0, _LAST)
+        near = (base.astype(jnp.int32) * exact + whole.astype(jnp.int32) - clock.whole).astype(jnp.float32) + ((rest - whole) - clock.part)
+        far = period * sums - now
+        return jnp.where(jnp.abs(far) < 2.0**30, near, far)
 
-    next_sums = 1.0 + g_ * sums
-    next_since = since(1 + ratio * exact, next_sums)
-    passed = (period * next_sums < _LAST) & (next_since >= 0)
+    exact, after = 1 + ratio * exact, 1.0 + fixed * sums
+    end = until(exact, after)
+    passed = end <= 0
     n = k + passed
-    value = jnp.where(passed, next_sums, sums)
-    smooth = jnp.expm1(n * jnp.log(g)) / (g - 1.0)
-    value = lax.stop_gradient(value) + _gradient_only(smooth)
-    done = lax.stop_gradient(jnp.where(passed, next_since, since(exact, sums))) + _gradient_only(clock.part - period * value)
-    length = period * (1.0 + (g - 1.0) * value)
+    end = lax.stop_gradient(jnp.where(passed, until(1 + ratio * exact, 1.0 + fixed * after), end))
+    sums = lax.stop_gradient(jnp.where(passed, after, sums)) + _gradient_only(jnp.expm1(n * jnp.log(g)) / (g - 1.0))
+    end = end + _gradient_only(period * (1.0 + g * sums) - clock.part)
     growing = growth > 1
-    return lax.stop_gradient(jnp.where(growing, n, count)), jnp.where(growing, _left(length - done, length), alike)
+    return jnp.where(growing, n, count), jnp.where(growing, _left(end, period * (1.0 + (g - 1.0) * sums)), alike)
 
 
 def _geometric_sum(ratio: jax.Array, count: jax.Array) -> jax.Array:

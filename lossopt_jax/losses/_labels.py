@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Vector, to_float32
+from ._stable import hot, label_nll, lead, nll_of_all, times
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ClassTargets(NamedTuple):
-    """Targets that passed the contract, with the logits made safe where a label is ignored.
+    """Targets that passed the contract.
 
-    logits: [*b, c] float32; all 0 where ignored.
-    labels: [*b] in 0 ... c-1, or None. probs: [*b, c], or None. One of the two.
+    logits: [*b, c] float32.
+    labels: [*b] in 0 ... c-1, or -1 where ignored, or None. probs: [*b, c], or None. One of the two.
     counts: [*b]: 1, or 0 where ignored, or NaN where the label is no class: multiplied with the values it makes both value
         and gradient 0 or NaN.
     """
@@ -26,8 +27,36 @@ class ClassTargets(NamedTuple):
     probs: jax.Array | None
     counts: jax.Array
 
+    def average(self, of_nll: Callable[[jax.Array], jax.Array], class_weights: jax.Array | None = None) -> jax.Array:
+        """sum_j w_j q_j f(-log softmax(z)_j) -> [*b], for a loss that is a function of the label's log-likelihood.
+
+        `label_nll` sees to ignored labels itself, so the logits may be raw, which spares a copy of them.
+        """
+        if self.probs is not None:
+            weights = self.probs if class_weights is None else self.probs * lead(class_weights, self.probs)
+            return times(weights, of_nll(nll_of_all(self.logits))).sum(-1)
+        assert self.labels is not None
+        counts = self.counts if class_weights is None else self.counts * label_weights(class_weights, self.labels)
+        return counts * of_nll(label_nll(self.logits, self.labels))
+
+    def one_hot(self) -> jax.Array:
+        """[*b, c]: the distribution, or the labels as one."""
+        if self.probs is not None:
+            return self.probs
+        assert self.labels is not None
+        return hot(self.labels, self.logits.shape[-1]).astype(self.logits.dtype)
+
 
 def class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int = -100, classes: int | None = None) -> ClassTargets:
+    """`raw_class_targets` with the logits 0 where the label is ignored: what lies there, NaN included, then changes nothing."""
+    given = raw_class_targets(logits, targets, loss=loss, ignore_index=ignore_index, classes=classes)
+    if given.labels is None:
+        return given
+    # The factor makes the whole gradient of an example NaN where its label is no class, also of what its loss does not look at.
+    return given._replace(logits=jnp.where((given.labels < 0)[..., None], 0, given.logits * given.counts[..., None]))
+
+
+def raw_class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int = -100, classes: int | None = None) -> ClassTargets:
     """The contract of every loss over classes: integer labels of the logits' shape less its last axis, or a distribution of its shape.
 
     A label that is neither a class nor `ignore_index` raises ValueError where its value is known, and is NaN where it is traced.
@@ -49,7 +78,6 @@ def class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int = -
     known = (labels >= 0) & (labels < classes)
     wide = to_float32(logits)
     counts = jnp.where(ignored, 0, jnp.where(known, 1, jnp.nan)).astype(wide.dtype)
-    # Before the loss, not after: NaN under an ignored label times 0 would be NaN.
     return ClassTargets(wide, jnp.where(ignored, -1, jnp.where(known, labels, 0)), None, counts)
 
 
@@ -57,6 +85,11 @@ def is_labels(targets: Any) -> bool:
     """Whether targets are integer labels (or bools) rather than a distribution."""
     dtype = jnp.asarray(targets).dtype
     return bool(jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_)
+
+
+def optional_vector(weights: Any, classes: int, *, loss: str) -> jax.Array | None:
+    """Class weights [c], or None."""
+    return None if weights is None else class_vector(weights, classes, loss=loss)
 
 
 def class_vector(weights: Any, classes: int, *, loss: str, name: str = "class_weights") -> jax.Array:

@@ -117,11 +117,6 @@ def focal_power(x: jax.Array, gamma: Scalar) -> jax.Array:
     return jnp.where(x == 0, 0, jnp.where(x == 0, 1, x) ** gamma)
 
 
-def log_cosh(x: jax.Array) -> jax.Array:
-    """log(cosh(x)) near 0, as log1p(cosh(x) - 1) with cosh(x) - 1 = 2 sinh(x / 2)^2, which keeps small values."""
-    return jnp.log1p(2 * jnp.sinh(x / 2) ** 2)
-
-
 @jax.custom_jvp
 def share(error: jax.Array, agreement: jax.Array) -> jax.Array:
     """error / (error + agreement), which is 1 - agreement / (error + agreement) without the cancellation; 0 where both are 0."""
@@ -171,14 +166,15 @@ class Regions(NamedTuple):
 
 def class_regions(outputs: jax.Array, targets: jax.Array, *, include_background: bool, ignore_index: int, loss: str) -> Regions:
     """Regions of p = softmax(outputs) against integer labels or a distribution."""
-    z, labels, probs, counts = class_targets(outputs, targets, loss=loss, ignore_index=ignore_index)
+    given = class_targets(outputs, targets, loss=loss, ignore_index=ignore_index)
+    z = given.logits
     if z.ndim < 3:
         raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {z.shape}")
-    t = hot(labels, z.shape[-1]) if labels is not None else probs
+    t = hot(given.labels, z.shape[-1]) if given.labels is not None else given.probs
     assert t is not None
     first = 0 if include_background else 1
-    p, not_p = softmax_pair_of(z)
-    return Regions(p[..., first:], not_p[..., first:], t[..., first:], counts[..., None])
+    p, not_p = softmax_pair(z)
+    return Regions(p[..., first:], not_p[..., first:], t[..., first:], given.counts[..., None])
 
 
 def binary_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
@@ -216,20 +212,6 @@ def _statistics(regions: Regions, squared: bool) -> RegionStatistics:
         error = fp - fn  # p - t, exact for both kinds of pixel
         fp, fn = p * error, -t.astype(p.dtype) * error
     return RegionStatistics(*map(regions.sum, (tp, fp, fn)))
-
-
-@jax.custom_jvp
-def softmax_pair_of(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(p, 1 - p) for p = softmax(z); its tangent costs one sum."""
-    return softmax_pair(z)
-
-
-@softmax_pair_of.defjvp
-def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    (z,), (dz,) = primals, tangents
-    p, not_p = softmax_pair_of(z)
-    dp = p * (dz - (p * dz).sum(-1, keepdims=True))
-    return (p, not_p), (dp, -dp)
 
 
 @jax.custom_jvp

@@ -202,6 +202,16 @@ def _top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return shifted, e, (top.sum(-1, keepdims=True) - 1) + (e - top).sum(-1, keepdims=True)
 
 
+def log_or(x: jax.Array, at_zero: float) -> jax.Array:
+    """log x, or `at_zero` where x is 0, with a finite slope there."""
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), at_zero)
+
+
+def log_mix(t: jax.Array, log_a: jax.Array, log_b: jax.Array) -> jax.Array:
+    """log(t a + (1 - t) b), from logarithms; t in [0, 1]."""
+    return jnp.logaddexp(log_or(t, -1e30) + log_a, log_or(1 - t, -1e30) + log_b)
+
+
 def lead(vector: jax.Array, like: jax.Array) -> jax.Array:
     """[c] -> [1, ..., 1, c], to meet the last axis of `like`."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
@@ -245,6 +255,44 @@ def _expm1_over_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 expm1_over.defjvp(_expm1_over_jvp, symbolic_zeros=True)
 
 
+def not_exp(x: jax.Array) -> jax.Array:
+    """1 - e^-x; the derivative that JAX has for expm1 is 1 + expm1, which has no digits where e^-x is small."""
+    return expm1_over(jnp.full((), -1, x.dtype), x)
+
+
+@jax.custom_jvp
+def focal_of(nll: jax.Array, gamma: jax.Array) -> jax.Array:
+    """(1 - p)^gamma (-log p) of p = e^-nll. Its slope in nll is (1 - p)^gamma (1 + gamma nll / expm1(nll)).
+
+    Autodiff would divide by 1 - p, which for gamma < 1 is inf times 0 at p = 1.
+    """
+    return jnp.exp(gamma * _log_not_p(nll)) * nll
+
+
+def _focal_of_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (nll, gamma), (dnll, dgamma) = primals, tangents
+    out = focal_of(nll, gamma)
+    tangent = jnp.zeros_like(out)
+    log_u = _log_not_p(nll)
+    if not isinstance(dnll, SymbolicZero):
+        near = nll < 1e-2
+        some = jnp.clip(nll, 1e-2, 80)
+        ratio = jnp.where(near, 1 - nll / 2 + jnp.square(nll) / 12, some / jnp.expm1(some))
+        tangent += jnp.exp(gamma * log_u) * (1 + gamma * ratio) * dnll
+    if not isinstance(dgamma, SymbolicZero):
+        tangent += out * log_u * dgamma
+    return out, tangent
+
+
+focal_of.defjvp(_focal_of_jvp, symbolic_zeros=True)
+
+
+def _log_not_p(nll: jax.Array) -> jax.Array:
+    low = nll < 0.5
+    some = jnp.maximum(jnp.where(low, nll, 0.5), jnp.finfo(nll.dtype).tiny)
+    return jnp.where(low, jnp.log(-jnp.expm1(-some)), jnp.log1p(-jnp.exp(-jnp.maximum(nll, 0.5))))
+
+
 @jax.custom_jvp
 def log_cosh_of(x: jax.Array) -> jax.Array:
     """log cosh x = log1p(2 sinh(x / 2)^2) near 0, |x| + log1p(e^(-2 |x|)) - log 2 far from it."""
@@ -256,3 +304,19 @@ def log_cosh_of(x: jax.Array) -> jax.Array:
 @log_cosh_of.defjvp
 def _log_cosh_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return log_cosh_of(*primals), jnp.tanh(primals[0]) * tangents[0]
+
+
+def stirling_rest(x: jax.Array, shifts: int = 8) -> tuple[jax.Array, jax.Array]:
+    """r and s in log G(x) = (x - 1/2) log x - x + log(2 pi) / 2 + r(x), digamma(x) = log x - 1 / (2 x) - s(x); x > 0.
+
+    Each is a few differences up to x + 8 and the asymptotic series there. Where large log-gammas are subtracted, only these are left.
+    """
+    y = x[..., None] + jnp.arange(shifts, dtype=x.dtype).reshape((1,) * x.ndim + (shifts,))
+    step = jnp.log1p(1 / y)
+    r = ((y + 0.5) * step - 1).sum(-1)
+    s = ((1 / y + 1 / (y + 1)) / 2 - step).sum(-1)
+    inverse = 1 / (x + shifts)
+    v = jnp.square(inverse)
+    r = r + inverse * (1 / 12 - v * (1 / 360 - v * (1 / 1260 - v * (1 / 1680 - v / 1188))))
+    s = s + v * (1 / 12 - v * (1 / 120 - v * (1 / 252 - v * (1 / 240 - v / 132))))
+    return r, s

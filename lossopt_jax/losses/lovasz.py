@@ -10,8 +10,7 @@ from jax import lax
 
 from .._types import Scalar, check_same_shape, to_float32
 from ._labels import binary_targets, class_targets, is_labels
-from ._regions import softmax_pair_of
-from ._stable import hot
+from ._stable import hot, softmax_pair
 
 __all__ = ["lovasz_hinge", "lovasz_softmax"]
 
@@ -33,13 +32,14 @@ def lovasz_softmax(
         raise ValueError(
             f"lovasz_softmax: for outputs {jnp.shape(outputs)} targets must be integer labels, got {jnp.shape(targets)} floats"
         )
-    z, labels, _, counts = class_targets(outputs, targets, loss="lovasz_softmax", ignore_index=ignore_index)
+    given = class_targets(outputs, targets, loss="lovasz_softmax", ignore_index=ignore_index)
+    z, counts = given.logits, given.counts
     if z.ndim < 3:
         raise ValueError(f"lovasz_softmax: outputs must be [b, *spatial, c] with at least one spatial axis, got {z.shape}")
-    assert labels is not None
+    assert given.labels is not None
     first = 0 if include_background else 1
-    p, not_p = softmax_pair_of(z)
-    true = hot(labels, z.shape[-1]) & (counts != 0)[..., None]
+    p, not_p = softmax_pair(z)
+    true = hot(given.labels, z.shape[-1]) & (counts != 0)[..., None]
     errors = jnp.where(true, not_p, p)
     errors, true = (jnp.moveaxis(x.reshape(x.shape[0], -1, x.shape[-1])[..., first:], -1, 1) for x in (errors, true))
     counts = counts.reshape(counts.shape[0], 1, -1)

@@ -14,11 +14,11 @@ from ._regions import (
     focal_power,
     generalized_dice_from,
     iou_from,
-    log_cosh,
     over_batch,
     region_statistics,
     tversky_from,
 )
+from ._stable import log_cosh_of
 
 __all__ = ["batch_dice", "batch_iou", "batch_tversky", "dice", "focal_tversky", "generalized_dice", "iou", "log_cosh_dice", "tversky"]
 
@@ -147,7 +147,7 @@ def log_cosh_dice(
     """
     options = {"squared": squared, "include_background": include_background, "ignore_index": ignore_index}
     statistics = region_statistics(outputs, targets, loss="log_cosh_dice", **options)
-    return log_cosh(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
+    return log_cosh_of(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
 
 
 def generalized_dice(

@@ -15,11 +15,11 @@ from ._regions import (
     dice_from,
     focal_power,
     iou_from,
-    log_cosh,
     multilabel_region_statistics,
     over_batch,
     tversky_from,
 )
+from ._stable import log_cosh_of
 
 __all__ = [
     "batch_multilabel_dice",
@@ -123,7 +123,7 @@ def binary_log_cosh_dice(
     Array([0.01], dtype=float32)
     """
     statistics = binary_region_statistics(outputs, targets, squared=squared, ignore_index=ignore_index, loss="binary_log_cosh_dice")
-    return log_cosh(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
+    return log_cosh_of(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
 
 
 def multilabel_dice(

@@ -136,7 +136,7 @@ class NadamState(NamedTuple):
 
 def _scale_by_nadam(b1: jax.Array, b2: jax.Array, eps: jax.Array, momentum_decay: jax.Array) -> optax.GradientTransformation:
     def init(params: Params) -> NadamState:
-        return NadamState(jnp.int32(0), zeros(params), zeros(params), jnp.ones_like(b1))
+        return NadamState(jnp.int32(0), zeros(params), zeros(params), jnp.ones((), float))
 
     def update(grads: PyTree, state: NadamState, params: Params | None = None) -> tuple[PyTree, NadamState]:
         count = optax.safe_increment(state.step)

@@ -87,7 +87,8 @@ def adan(
     m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) d; n <- b3 n + (1 - b3)(g + b2 d)**2;
     theta <- theta - lr ((m_hat + b2 v_hat) / (sqrt(n_hat) + eps) + weight_decay theta).
     Xie et al. 2022, arXiv:2208.06677, whose betas are 1 minus these; their code decays by theta / (1 + lr weight_decay). optax.adan (0.2.8)
-    weighs d by 1 - b2 = 0.08 where the paper has 0.92 (its pull request 1715) and adds 1e-8 in the root. `mask`: which leaves decay.
+    weighs d by 1 - b2 = 0.08 where the paper has 0.92 (its pull request 1715) and adds 1e-8 in the root; torch has none.
+    `mask`: which leaves decay.
 
     >>> tx, params = adan(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)
@@ -112,8 +113,8 @@ def ademamix(
     """AdEMAMix, AdamW with a second, slow momentum: s <- b3 s + (1 - b3) g, in m_hat + alpha s.
 
     theta <- theta - lr ((m_hat + alpha s) / (sqrt(v_hat) + eps) + weight_decay theta). Pagliardini et al. 2024, arXiv:2409.03137, warm up
-    alpha and b3: bind a schedule to each. For long runs, where old gradients still help. Equal to optax.contrib.ademamix.
-    `mask`: which leaves decay.
+    alpha and b3: bind a schedule to each. For long runs, where old gradients still help. Equal to optax.contrib.ademamix;
+    torch has none. `mask`: which leaves decay.
 
     >>> tx, params = ademamix(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)

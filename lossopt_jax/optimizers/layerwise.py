@@ -1,7 +1,7 @@
 """Steps scaled layer by layer: by the norms of weights and updates, or by orthogonalising the update."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,14 +81,8 @@ def novograd(
     >>> print(updates.round(3))
     [-0.071 -0.071]
     """
-    b1, b2, eps, weight_decay = as_numbers(b1, b2, eps, weight_decay)
-    scale = optax.scale_by_novograd(b1, b2, eps, weight_decay=weight_decay)
-
-    def update(grads: PyTree, state: Any, params: Params | None = None) -> tuple[PyTree, Any]:
-        # Parameters serve for the decay alone, so those that do not decay are given as 0.
-        return scale.update(grads, state, _where(mask, params))
-
-    return float32_chain(optax.GradientTransformation(scale.init, update), by_learning_rate(learning_rate))
+    b1, b2, eps = as_numbers(b1, b2, eps)
+    return float32_chain(_scale_by_leaf_norm(b2, eps), decayed(weight_decay, mask), optax.trace(b1), by_learning_rate(learning_rate))
 
 
 def muon(
@@ -133,6 +127,26 @@ def muon(
     return float32_chain(parts, decayed(weight_decay, mask), by_learning_rate(learning_rate))
 
 
+class NovogradState(NamedTuple):
+    """step: updates made; nu: average squared norm of each leaf's gradient."""
+
+    step: jax.Array
+    nu: PyTree
+
+
+def _scale_by_leaf_norm(b2: jax.Array, eps: jax.Array) -> optax.GradientTransformation:
+    def init(params: Params) -> NovogradState:
+        return NovogradState(jnp.int32(0), jax.tree.map(lambda p: jnp.zeros((), p.dtype), params))
+
+    def update(grads: PyTree, state: NovogradState, params: Params | None = None) -> tuple[PyTree, NovogradState]:
+        now = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads)
+        nu = jax.tree.map(lambda new, mean: jnp.where(state.step == 0, new, mean), now, ema(now, state.nu, b2))
+        updates = jax.tree.map(lambda g, n: g / (jnp.sqrt(n) + eps), grads, nu)
+        return updates, NovogradState(optax.safe_increment(state.step), nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _scale_by_muon(beta: jax.Array, eps: jax.Array, rms: jax.Array | None, ns_steps: int) -> optax.GradientTransformation:
     def step(m: jax.Array, g: jax.Array) -> jax.Array:
         x = (beta * m + (1 - beta) * g).reshape(-1, g.shape[-1])
@@ -158,10 +172,3 @@ def _orthogonalized(x: jax.Array, eps: jax.Array, steps: int) -> jax.Array:
 
 def _masked(tx: optax.GradientTransformation, mask: Mask) -> optax.GradientTransformation:
     return tx if mask is None else optax.masked(tx, mask)
-
-
-def _where(mask: Mask, params: Params) -> PyTree:
-    if mask is None:
-        return params
-    keep = mask(params) if callable(mask) else mask
-    return jax.tree.map(lambda k, p: p if k else jnp.zeros_like(p), keep, params)

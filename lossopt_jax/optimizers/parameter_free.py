@@ -72,7 +72,8 @@ def schedule_free(
     z <- z - lr (g / (sqrt(v_hat) + eps) + weight_decay y); x <- (1 - c) x + c z; y <- (1 - b1) z + b1 x, with gradients taken at y
     (the params) and c = w_t / (w_1 + ... + w_t), w_t = (largest lr so far)**weight_lr_power. Give it a warm-up and then a constant.
     Defazio et al. 2024, arXiv:2405.15682. Equal to optax.contrib.schedule_free over scale_by_rms, except that a given schedule is read at
-    the same step for z and for w (optax's w is a step ahead) and that b1 may be scheduled. b1 > 0. `mask`: which leaves decay.
+    the same step for z and for w (optax's w is a step ahead) and that b1 may be scheduled. b1 > 0; torch has none.
+    `mask`: which leaves decay.
 
     >>> tx, params = schedule_free(0.1), jnp.ones(2)
     >>> updates, opt_state = tx.update(2 * params, tx.init(params), params)

@@ -30,7 +30,7 @@ from ..train import (
     host_loop,
     train_chunk,
 )
-from .lanes import LanePlan, default_plan
+from .lanes import LanePlan, checked_plan, default_plan
 from .result import Swept
 from .spaces import Trials
 
@@ -68,7 +68,8 @@ def sweep(
     outcomes, programs, plans = [], [], []
     for members in groups.values():
         lanes = [(trials.recipes[i], seed) for i in members for seed in range(seeds)]
-        program, chosen = lanes_program(model, lanes, data, held_out, run, plan)
+        chosen = checked_plan(plan or default_plan(model, data.inputs, len(lanes)))
+        program = lanes_program(model, lanes, data, held_out, run, chosen)
         outcomes.append(_without_padding(host_loop(program, run, order, on_chunk), len(lanes)))
         programs.append(program)
         plans.append(chosen)
@@ -94,14 +95,11 @@ def sweep(
 
 
 def lanes_program(
-    model: Model, lanes: Sequence[tuple[Recipe, int]], data: Batch, held_out: Batch | None, run: Run, plan: LanePlan | None
-) -> tuple[Program, LanePlan]:
+    model: Model, lanes: Sequence[tuple[Recipe, int]], data: Batch, held_out: Batch | None, run: Run, plan: LanePlan
+) -> Program:
     """The compiled program of some lanes, (recipe, seed index) each and all of one structure; padded with copies of the first."""
     started = time.perf_counter()
     inputs = jax.tree.map(lambda leaf: leaf[:1], data.inputs)
-    if plan is None:
-        example = jax.eval_shape(init_state, model, lanes[0][0], jax.random.key(0), inputs)
-        plan = default_plan(model, example, inputs, len(lanes))
     lanes = [*lanes, *[lanes[0]] * (plan.padded(len(lanes)) - len(lanes))]
     mesh = Mesh(np.array(jax.devices()[: plan.devices]), ("lanes",))
     split, whole = NamedSharding(mesh, P("lanes")), NamedSharding(mesh, P())
@@ -138,13 +136,12 @@ def lanes_program(
     score = None
     if held_out is not None:
         score = jax.jit(over_lanes(partial(_score, model), 2)).lower(recipes, carry, held_out).compile(options)
-    program = Program(
+    return Program(
         carry,
         lambda carry, indices, count: chunk(recipes, seed, carry, data, jax.device_put(indices, whole), count),
         None if score is None else lambda carry: score(recipes, carry, held_out),
         time.perf_counter() - started,
     )
-    return program, plan
 
 
 def _score(model: Model, recipe: Recipe, carry: Carry, held_out: Batch) -> dict[str, jax.Array]:

@@ -78,7 +78,9 @@ def _trajectory(name: str, kind: str, arguments: dict[str, Any], peak: float) ->
 
     data = {key: torch.tensor(value) for key, value in problem().items()}
     # torch keeps kernels as [out, in], and Muon's scale depends on which is which.
-    params = {key: data[key].T.contiguous().requires_grad_(True) if data[key].ndim == 2 else data[key].requires_grad_(True) for key in SHAPES}
+    params = {
+        key: data[key].T.contiguous().requires_grad_(True) if data[key].ndim == 2 else data[key].requires_grad_(True) for key in SHAPES
+    }
     make = getattr(torch.optim, kind)
     if kind == "Muon":
         matrices, vectors = ([p for p in params.values() if (p.ndim == 2) is wanted] for wanted in (True, False))

@@ -1,0 +1,149 @@
+"""The command line. JAX is imported inside the commands, so that help answers at once."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Losses, optimizers and learning-rate schedules for JAX: train one recipe, or sweep a hundred as lanes of one program.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="A TOML file such as configs/digits_mlp.toml.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated.")]
+Out = Annotated[Path | None, typer.Option(help="The folder to write [default: runs/<name>-<time>].", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on in a folder that exists; a finished one is left as it is.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the results in a folder that exists.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines, no live display.")]
+Plan = Annotated[str | None, typer.Option(metavar="devices=N,width=N", help="How lanes lie on devices.", show_default=False)]
+
+
+@app.command()
+def train(
+    config: Config, set_: Set = None, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, quiet: Quiet = False
+) -> None:
+    """Train the one recipe of a config."""
+    with _one_line_errors():
+        _use_every_core()
+        from . import config as configs
+        from .report import folder, progress, results
+        from .train import fit
+
+        experiment = configs.load(config, set_ or ())
+        place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
+        if resume and results.finished(place, experiment.resolved):
+            return typer.echo(f"{place} is finished; nothing to do")
+        typer.echo(f"{experiment.name}: 1 recipe, {experiment.run.steps} steps of {experiment.run.batch_size} examples")
+        with progress.progress(experiment.run.steps, 1, quiet=quiet) as tell:
+            fitted = fit(
+                experiment.model,
+                experiment.recipe,
+                train=experiment.task.train,
+                evaluate=experiment.task.evaluate,
+                run=experiment.run,
+                on_chunk=[tell],
+            )
+        results.write_run(place, experiment, fitted)
+        results.show_run(place, experiment, fitted)
+
+
+@app.command()
+def sweep(
+    config: Config,
+    set_: Set = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    plan: Plan = None,
+) -> None:
+    """Train many recipes at once, drawn from the sweep table of a config."""
+    with _one_line_errors():
+        _use_every_core()
+        from . import config as configs
+        from .report import folder, progress, results
+        from .sweep import default_plan, sweep
+
+        experiment = configs.load(config, set_ or ())
+        if experiment.trials is None:
+            raise configs.ConfigError(f"{config} has no [sweep] table: it needs one with a space, or use lossopt train")
+        trials, seeds, run = experiment.trials, experiment.seeds, experiment.run
+        lanes = len(trials) * seeds
+        layout = configs.parse_plan(plan) if plan else default_plan(experiment.model, experiment.task.train[0], lanes)
+        place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
+        if resume and results.finished(place, experiment.resolved):
+            return typer.echo(f"{place} is finished; nothing to do")
+        many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
+        typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on {layout}")
+        with progress.progress(run.steps, lanes, quiet=quiet) as tell:
+            swept = sweep(
+                experiment.model,
+                trials,
+                train=experiment.task.train,
+                evaluate=experiment.task.evaluate,
+                run=run,
+                seeds=seeds,
+                plan=layout,
+                on_chunk=[tell],
+            )
+        results.write_sweep(place, experiment, swept)
+        results.show_sweep(place, experiment, swept)
+
+
+@app.command("list")
+def list_(
+    room: Annotated[str | None, typer.Argument(help="losses, optimizers or schedules [default: all].", show_default=False)] = None,
+) -> None:
+    """List the losses, optimizers and schedules, with their numbers and defaults."""
+    with _one_line_errors():
+        from importlib import import_module
+
+        from .config import ConfigError
+        from .recipe import REQUIRED, nearest, parameters
+
+        rooms = ("losses", "optimizers", "schedules")
+        if room is not None and room not in rooms:
+            raise ConfigError(f"there is no room {room!r}; {nearest(room, rooms)}")
+        for name in rooms if room is None else (room,):
+            module = import_module(f"lossopt_jax.{name}")
+            typer.secho(name, bold=True)
+            for item in module.__all__:
+                known = parameters(getattr(module, item)).items()
+                typer.echo(f"  {item}({', '.join(key if p.default is REQUIRED else f'{key}={_shown(p.default)}' for key, p in known)})")
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="lossopt")
+
+
+def _use_every_core() -> None:
+    # JAX reads this when it is imported: on CPU each core is then a device that lanes can be spread over.
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+
+
+def _shown(default: Any) -> str:
+    return default.__name__ if callable(default) else str(default)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What the user can mend is one line on standard error: exit code 2 for a wrong config or data, 1 for a folder, 130 for Ctrl-C."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        code, message = 2, str(error)
+    except OSError as error:
+        code, message = (2 if isinstance(error, FileExistsError) else 1), str(error)
+    except KeyboardInterrupt:
+        code, message = 130, "stopped by Ctrl-C; no results were written"
+    else:
+        return
+    typer.secho(f"lossopt: {message}", fg=typer.colors.RED, err=True)
+    sys.exit(code)

@@ -1,0 +1,47 @@
+"""Norms, cosines and distances whose gradient is finite where the textbook one is not: at zero."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._types import Scalar, to_float32
+
+
+def norm(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
+    """(sum |x|^degree)^(1 / degree) over the last axis, [*b, d] -> [*b]; degree > 0, may be traced; the gradient at 0 is 0."""
+    size = jnp.abs(x)
+    # Measured from the largest, a constant since the norm is homogeneous: no overflow, and powers of ordinary numbers.
+    largest = lax.stop_gradient(size.max(-1, keepdims=True, initial=0))
+    unit = size / jnp.where(largest == 0, 1, largest)
+    powers = jnp.where(unit == 0, 0, jnp.where(unit == 0, 1, unit) ** degree)
+    total = powers.sum(-1)
+    return largest[..., 0] * jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / jnp.asarray(degree, x.dtype)))
+
+
+def unit_vectors(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis; 0 where x is 0, with gradient 0."""
+    largest = lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True, initial=0))
+    x = x / jnp.where(largest == 0, 1, largest)
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return x * lax.rsqrt(jnp.where(square == 0, 1, square))
+
+
+def all_cosines(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Cosine of each with each: [b, d], [k, d] -> [b, k], the product in full float32 also where the backend's default is less."""
+    return jnp.matmul(unit_vectors(left), unit_vectors(right).T, precision=lax.Precision.HIGHEST)
+
+
+def all_distances(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
+    """Distance of each from each: [b, d] -> [b, b], from differences, since |x|^2 + |y|^2 - 2 x y cancels for near neighbours."""
+    return norm(x[:, None, :] - x[None, :, :], degree)
+
+
+def vectors(outputs: object, *, count: int, loss: str, what: str) -> tuple[jax.Array, ...]:
+    """`count` arrays of one shape [*b, d] from a tuple, in float32; anything else raises with the shapes."""
+    if not isinstance(outputs, tuple | list) or len(outputs) != count:
+        got = f"{len(outputs)} arrays" if isinstance(outputs, tuple | list) else f"one array {jnp.shape(outputs)}"
+        raise ValueError(f"{loss}: outputs must be {what}, a tuple of {count} arrays [*b, d], got {got}")
+    shapes = [jnp.shape(x) for x in outputs]
+    if len(set(shapes)) != 1 or not shapes[0]:
+        raise ValueError(f"{loss}: outputs must be {what}, arrays of one shape [*b, d], got shapes {' and '.join(map(str, shapes))}")
+    return tuple(to_float32(x) for x in outputs)

@@ -1,0 +1,196 @@
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import lossopt_jax as lo
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.relu(nn.Dense(16)(x)))
+
+
+MODEL = lo.from_linen(MLP())
+TASK = lo.data.digits()
+PLAN = lo.LanePlan(devices=2, width=2)
+
+
+def recipe(**optimizer):
+    schedule = lo.bind(lo.schedules.warmup_cosine, peak=1e-2, warmup=20, total=200)
+    return lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.adamw, **optimizer), schedule)
+
+
+def trials(count=6):
+    space = {"schedule.peak": lo.log_uniform(1e-4, 1e-2), "optimizer.weight_decay": lo.log_uniform(1e-5, 1e-1)}
+    return lo.sample(recipe(), space, count=count)
+
+
+def run_sweep(which, steps=20, plan=PLAN, **kw):
+    return lo.sweep(MODEL, which, train=TASK.train, evaluate=TASK.evaluate, run=lo.Run(steps=steps, batch_size=32), plan=plan, **kw)
+
+
+def test_a_lane_equals_the_run_alone():
+    which = trials(5)
+    swept = run_sweep(which, steps=200)
+    for lane in (0, 4):
+        alone = lo.fit(MODEL, which.recipes[lane], train=TASK.train, evaluate=TASK.evaluate, run=lo.Run(steps=200, batch_size=32))
+        for name in alone.history:
+            np.testing.assert_allclose(swept.history[name][lane], alone.history[name], rtol=1e-5)
+        assert swept.evaluation["loss"][lane] == pytest.approx(alone.evaluation["loss"], rel=1e-5)
+        assert swept.evaluation["accuracy"][lane] == pytest.approx(alone.evaluation["accuracy"], abs=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), swept.state(lane).params, alone.state.params)
+
+
+def test_a_diverged_lane_is_flagged_and_changes_no_bit_of_another():
+    which = list(trials(6).recipes)
+    clean = run_sweep(which)
+    poisoned = which.copy()
+    poisoned[1] = which[1]._replace(schedule=which[1].schedule.replace(peak=1e30))
+    poisoned[2] = which[2]._replace(schedule=which[2].schedule.replace(peak=float("nan")))
+    swept = run_sweep(poisoned)
+    assert swept.diverged_at.tolist()[2] == 0
+    assert swept.diverged_at[1] > 0
+    assert np.isnan(swept.history["loss"][1, swept.diverged_at[1] + 1 :]).all()
+    assert np.isnan(swept.evaluation["loss"][1:3]).all()
+    for lane in (0, 3, 4, 5):
+        assert swept.diverged_at[lane] == -1
+        np.testing.assert_array_equal(swept.history["loss"][lane], clean.history["loss"][lane])
+        np.testing.assert_array_equal(swept.evaluation["loss"][lane], clean.evaluation["loss"][lane])
+    rows = swept.table()
+    assert [row["status"] for row in rows] == ["ok"] * 4 + ["diverged"] * 2
+    assert {row["trial"] for row in rows[4:]} == {1, 2}
+
+
+def test_lanes_do_not_depend_on_their_neighbours_or_the_devices():
+    which = list(trials(6).recipes)
+    whole = run_sweep(which).history["loss"]
+    np.testing.assert_array_equal(run_sweep(which[::-1]).history["loss"], whole[::-1])
+    np.testing.assert_array_equal(run_sweep(which[2:5]).history["loss"], whole[2:5])
+    np.testing.assert_array_equal(run_sweep(which, plan=lo.LanePlan(1, 2)).history["loss"], whole)
+
+
+def test_structures_run_in_groups_and_come_back_in_order():
+    plain, clipped = recipe(), recipe()._replace(clip_norm=0.1)
+    other = recipe()._replace(optimizer=lo.bind(lo.optimizers.momentum))
+    swept = run_sweep([plain, clipped, other, plain, clipped])
+    np.testing.assert_array_equal(swept.history["loss"][0], swept.history["loss"][3])
+    np.testing.assert_array_equal(swept.history["loss"][1], swept.history["loss"][4])
+    assert (swept.history["loss"][0] != swept.history["loss"][1]).any()
+    alone = lo.fit(MODEL, other, train=TASK.train, run=lo.Run(steps=20, batch_size=32))
+    np.testing.assert_allclose(swept.history["loss"][2], alone.history["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), swept.state(2).opt_state, alone.state.opt_state)
+
+
+def test_seeds_run_each_recipe_and_give_mean_and_spread():
+    swept = run_sweep(trials(2), seeds=3)
+    assert swept.history["loss"].shape == (6, 20)
+    for lane, seed in ((0, 0), (5, 2)):
+        alone = lo.fit(MODEL, swept.trials.recipes[lane // 3], train=TASK.train, run=lo.Run(steps=20, batch_size=32, seed=seed))
+        np.testing.assert_allclose(swept.history["loss"][lane], alone.history["loss"], rtol=1e-5)
+    row = next(row for row in swept.table() if row["trial"] == 1)
+    losses = swept.evaluation["loss"][3:]
+    assert row["held_out_loss"] == pytest.approx(losses.mean())
+    assert row["held_out_loss_std"] == pytest.approx(losses.std(ddof=1))
+
+
+def test_best_and_table_agree_and_edges_are_said():
+    swept = run_sweep(lo.grid(recipe(), {"schedule.peak": [1e-5, 1e-3, 1e-1]}), steps=60)
+    assert swept.best() is swept.trials.recipes[swept.table()[0]["trial"]]
+    assert float(swept.best().schedule.hparams["peak"]) == pytest.approx(0.1)
+    assert swept.edges() == {"schedule.peak": "high"}
+    with pytest.raises(ValueError, match="no metric 'held_out_los'; did you mean 'held_out_loss'"):
+        swept.best("held_out_los")
+    assert swept.best("held_out_accuracy") is swept.trials.recipes[int(swept.evaluation["accuracy"].argmax())]
+
+
+def test_sweeping_the_loss_ranks_by_accuracy():
+    swept = run_sweep(lo.grid(recipe(), {"loss.label_smoothing": [0.0, 0.5]}))
+    assert swept.default_metric() == "held_out_accuracy"
+    assert swept.table()[0]["held_out_accuracy"] == swept.evaluation["accuracy"].max()
+
+
+def test_all_diverged_is_an_answer():
+    swept = run_sweep(lo.grid(recipe(), {"schedule.peak": [1e30, 1e32]}))
+    assert [row["status"] for row in swept.table()] == ["diverged"] * 2
+    with pytest.raises(ValueError, match="every one of the 2 trials diverged"):
+        swept.best()
+
+
+def test_one_lane():
+    swept = run_sweep([recipe()], plan=None)
+    assert swept.history["loss"].shape == (1, 20)
+
+
+def test_one_trace_whatever_the_numbers_and_the_count_of_lanes():
+    traces = []
+
+    def apply(params, model_state, inputs, *, key, train):
+        traces.append(train)
+        return inputs @ params, model_state
+
+    model = lo.Model(lambda key, inputs: (jax.random.normal(key, (64, 10)) * 0.01, {}), apply)
+    lo.sweep(model, trials(12), train=TASK.train, run=lo.Run(steps=30, batch_size=8, chunk=7), plan=PLAN)
+    # Once for the shapes of the metrics and once for the program, however many chunks, groups and lanes.
+    assert len(traces) == 2
+
+
+def test_a_plan_beyond_the_machine_is_refused():
+    with pytest.raises(ValueError, match=r"devices must be 1 to 2 .* devices=3"):
+        run_sweep(trials(2), plan=lo.LanePlan(3, 1))
+
+
+def test_convolutions_stay_narrow_on_cpu():
+    from lossopt_jax.models import CNN
+    from lossopt_jax.sweep import default_plan
+
+    images = lo.data.digits_images().train[0]
+    assert default_plan(lo.from_linen(CNN()), images, 64) == lo.LanePlan(2, 1)
+    assert default_plan(MODEL, TASK.train[0], 64) == lo.LanePlan(2, 8)
+    assert default_plan(MODEL, TASK.train[0], 6) == lo.LanePlan(2, 3)
+    assert default_plan(MODEL, TASK.train[0], 1) == lo.LanePlan(1, 1)
+
+
+# Spaces.
+def test_samples_stay_inside_cover_and_repeat():
+    space = {
+        "schedule.peak": lo.log_uniform(1e-5, 1.0),
+        "schedule.warmup": lo.int_uniform(0, 3),
+        "optimizer.b1": lo.choice([0.8, 0.9]),
+        "optimizer.weight_decay": lo.uniform(0.0, 0.1),
+    }
+    drawn = lo.sample(recipe(), space, count=100, seed=5)
+    values = [drawn.values(i) for i in range(100)]
+    peaks = np.log10([v["schedule.peak"] for v in values])
+    assert np.histogram(peaks, 5, (-5, 0))[0].min() >= 15
+    assert {v["schedule.warmup"] for v in values} == {0, 1, 2, 3}
+    assert {round(v["optimizer.b1"], 6) for v in values} == {0.8, 0.9}
+    assert all(0 <= v["optimizer.weight_decay"] <= 0.1 for v in values)
+    assert all(a == b for a, b in zip(drawn.recipes, lo.sample(recipe(), space, count=100, seed=5).recipes, strict=True))
+    assert any(a != b for a, b in zip(drawn.recipes, lo.sample(recipe(), space, count=100, seed=6).recipes, strict=True))
+
+
+def test_grid_is_every_combination():
+    drawn = lo.grid(recipe(), {"schedule.peak": [1e-3, 1e-2], "loss.label_smoothing": [0.0, 0.1]})
+    values = [tuple(drawn.values(i).values()) for i in range(len(drawn))]
+    np.testing.assert_allclose(values, [(1e-3, 0), (1e-3, 0.1), (1e-2, 0), (1e-2, 0.1)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (lambda: lo.log_uniform(0, 1), ValueError, "low must be above 0, got 0"),
+        (lambda: lo.uniform(1, 0), ValueError, "low must be at most high"),
+        (lambda: lo.uniform(0, float("inf")), ValueError, "finite"),
+        (lambda: lo.choice([]), ValueError, "at least one value"),
+        (lambda: lo.int_uniform(0, 1.5), ValueError, "integers"),
+        (lambda: lo.sample(recipe(), {"schedule.peek": lo.uniform(0, 1)}, count=1), KeyError, "did you mean 'schedule.peak'"),
+        (lambda: lo.sample(recipe(), {"schedule.peak": 0.1}, count=1), TypeError, "needs a distribution"),
+        (lambda: lo.sample(recipe(), {}, count=0), ValueError, "count must be at least 1, got 0"),
+        (lambda: run_sweep([]), ValueError, "at least one trial"),
+    ],
+)
+def test_wrong_spaces_are_named(wrong, error, words):
+    with pytest.raises(error, match=words):
+        wrong()

@@ -1,0 +1,166 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import lossopt_jax as lo
+from lossopt_jax.data import as_batch, batch_indices, pieces
+from lossopt_jax.reduce import Total, add, loss_total, mean, weighted_total
+from lossopt_jax.train import evaluation_steps
+
+MODEL = lo.from_linen(nn.Dense(1))
+X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+Y = X @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.1
+
+
+def recipe(value=0.05):
+    return lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.adam), lo.bind(lo.schedules.constant, value=value))
+
+
+def test_fit_learns_and_reports():
+    fitted = lo.fit(MODEL, recipe(), train=(X, Y), evaluate=(X[:20], Y[:20]), run=lo.Run(steps=300, batch_size=8, evaluate_every=100))
+    assert fitted.history["loss"].shape == (300,)
+    assert {"loss", "learning_rate", "grad_norm", "update_norm"} <= set(fitted.history)
+    assert fitted.evaluation["loss"] < 1e-3 < fitted.history["loss"][0]
+    assert fitted.evaluation_steps.tolist() == [100, 200, 300]
+    assert fitted.evaluations["loss"].shape == (3,)
+    assert fitted.diverged_at is None
+    assert int(fitted.state.step) == 300
+    predicted = MODEL.apply(fitted.state.params, {}, X[:20], key=jax.random.key(0), train=False)[0]
+    assert fitted.evaluation["loss"] == pytest.approx(float(np.square(predicted - Y[:20]).mean()), rel=1e-5)
+
+
+def test_the_loop_is_train_step_over_the_batches_of_each_step():
+    run = lo.Run(steps=12, batch_size=8, seed=3, chunk=5)
+    fitted = lo.fit(MODEL, recipe(), train=(X, Y), run=run)
+    state = lo.init_state(MODEL, recipe(), jax.random.key(3), X[:1])
+    for indices, loss in zip(batch_indices(50, 8, 3, 0, 12), fitted.history["loss"], strict=True):
+        state, metrics = lo.train_step(MODEL, recipe(), state, lo.Batch(X[indices], Y[indices]))
+        assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_chunks_change_nothing(chunk):
+    run = lo.Run(steps=20, batch_size=8, chunk=chunk)
+    whole = lo.fit(MODEL, recipe(), train=(X, Y), run=lo.Run(steps=20, batch_size=8, chunk=20))
+    np.testing.assert_array_equal(lo.fit(MODEL, recipe(), train=(X, Y), run=run).history["loss"], whole.history["loss"])
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_hardly_any_steps(steps):
+    fitted = lo.fit(MODEL, recipe(), train=(X, Y), evaluate=(X, Y), run=lo.Run(steps=steps))
+    assert fitted.history["loss"].shape == (steps,)
+    assert np.isfinite(fitted.evaluation["loss"])
+    assert int(fitted.state.step) == steps
+
+
+def test_a_diverging_run_says_when_and_keeps_a_finite_state():
+    sgd = recipe(1e4)._replace(optimizer=lo.bind(lo.optimizers.sgd))
+    fitted = lo.fit(MODEL, sgd, train=(X, Y), evaluate=(X, Y), run=lo.Run(steps=100, batch_size=8, chunk=2, evaluate_every=50))
+    at = fitted.diverged_at
+    assert at is not None
+    assert np.isfinite(fitted.history["loss"][:at]).all()
+    assert np.isnan(fitted.history["loss"][at + 1 :]).all()
+    assert fitted.history["loss"].shape == (100,)
+    assert np.isnan(fitted.evaluation["loss"])
+    assert fitted.evaluations["loss"].shape == (2,)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.state.params))
+    assert int(fitted.state.step) == at // 2 * 2
+
+
+def test_callbacks_hear_every_chunk():
+    heard = []
+    lo.fit(MODEL, recipe(), train=(X, Y), evaluate=(X, Y), run=lo.Run(steps=25, chunk=10, evaluate_every=20), on_chunk=[heard.append])
+    assert [(p.step, len(p.metrics["loss"]), p.evaluation is not None) for p in heard] == [(10, 10, False), (20, 10, True), (25, 5, True)]
+
+
+def test_evaluation_is_exact_over_pieces():
+    x, y = np.tile(X, (47, 1)), np.tile(Y, (47, 1))  # 2,350 examples: more than two pieces of 1,024, the last one filled up
+    weights = np.linspace(0, 1, len(x)).astype(np.float32)
+    for data in ((x, y), (x, y, weights)):
+        fitted = lo.fit(MODEL, recipe(), train=(X, Y), evaluate=data, run=lo.Run(steps=3))
+        predicted = np.asarray(MODEL.apply(fitted.state.params, {}, x, key=jax.random.key(0), train=False)[0], np.float64)
+        expected = np.average(np.square(predicted - y)[:, 0], weights=data[2] if len(data) == 3 else None)
+        assert fitted.evaluation["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_accuracy_of_labels_leaves_out_what_is_ignored():
+    model = lo.Model(lambda key, inputs: ({"w": jnp.zeros(())}, {}), lambda p, s, x, *, key, train: (x + p["w"], s))
+    classes = lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
+    logits, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 0, -100], np.int32)
+    state = lo.init_state(model, classes, jax.random.key(0), logits)
+    totals = lo.eval_step(model, classes, state, lo.Batch(jnp.asarray(logits), jnp.asarray(labels)))
+    assert float(mean(totals["accuracy"])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"steps": -1}, "steps must be at least 0, got -1"),
+        ({"steps": 1.5}, "steps must be an integer, got 1.5"),
+        ({"steps": 1, "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"steps": 1, "evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+        ({"steps": True}, "steps must be an integer, got True"),
+    ],
+)
+def test_wrong_runs_are_named(wrong, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        lo.Run(**wrong)
+
+
+@pytest.mark.parametrize("data", [(X, Y[:-1]), (X[:0], Y[:0]), (np.float32(1), np.float32(1))])
+def test_data_without_a_common_number_of_examples_is_named(data):
+    with pytest.raises(ValueError, match=r"train: every array needs the same number .* got shapes"):
+        lo.fit(MODEL, recipe(), train=data, run=lo.Run(steps=1))
+
+
+def test_the_order_visits_every_example_once_an_epoch():
+    indices = batch_indices(50, 8, 0, 0, 25).ravel()
+    assert [sorted(indices[i * 50 : (i + 1) * 50]) == list(range(50)) for i in range(4)] == [True] * 4
+    assert (indices[:50] != indices[50:100]).any()
+    np.testing.assert_array_equal(batch_indices(50, 8, 0, 11, 3), batch_indices(50, 8, 0, 0, 25)[11:14])
+    assert (batch_indices(50, 8, 1, 0, 1) != batch_indices(50, 8, 0, 0, 1)).any()
+    assert batch_indices(3, 8, 0, 0, 1).shape == (1, 8)
+
+
+def test_evaluation_steps():
+    assert evaluation_steps(lo.Run(steps=10, evaluate_every=4)).tolist() == [4, 8, 10]
+    assert evaluation_steps(lo.Run(steps=8, evaluate_every=4)).tolist() == [4, 8]
+    assert evaluation_steps(lo.Run(steps=8)).tolist() == [8]
+    assert evaluation_steps(lo.Run(steps=0, evaluate_every=4)).tolist() == [0]
+
+
+def test_pieces_pad_with_weight_zero():
+    batch = pieces(as_batch((X, Y), "x"), 16)
+    assert batch.inputs.shape == (4, 16, 3)
+    assert batch.weights.sum() == 50
+
+
+# The reduction: a mean over pieces is the mean over the whole. With 0, 16, 11 and 0 valid items a mean of means is wrong by a half.
+def test_pairs_add_over_ragged_pieces_value_and_gradient():
+    rng = np.random.default_rng(1)
+    outputs, targets = rng.normal(size=(4, 16)), rng.normal(size=(4, 16))
+    weights = np.arange(16)[None] < np.array([0, 16, 11, 0])[:, None]
+
+    def in_pieces(outputs):
+        return mean(
+            add(*(loss_total(lo.losses.mse, o, jnp.asarray(t), jnp.asarray(w)) for o, t, w in zip(outputs, targets, weights, strict=True)))
+        )
+
+    value, grads = jax.value_and_grad(in_pieces)(jnp.asarray(outputs, jnp.float32))
+    squares = np.square(outputs - targets)
+    np.testing.assert_allclose(value, squares[weights].mean(), rtol=1e-6)
+    np.testing.assert_allclose(grads, np.where(weights, 2 * (outputs - targets) / 27, 0), rtol=1e-5, atol=1e-7)
+
+
+def test_reduction_of_nothing_is_zero_with_gradient_zero():
+    assert mean(weighted_total(jnp.full(3, jnp.nan), jnp.zeros(3))) == 0
+    assert mean(Total(jnp.zeros(()), jnp.zeros(()))) == 0
+    masked = jax.grad(lambda x: mean(loss_total(lo.losses.mse, x, jnp.ones(3) * jnp.nan, jnp.zeros(3))))(jnp.ones(3))
+    assert masked.tolist() == [0, 0, 0]
+
+
+def test_weights_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"weights \(4,\) .* \(3,\)"):
+        weighted_total(jnp.ones(3), jnp.ones(4))
