@@ -312,7 +312,7 @@ def _space(table: Mapping[str, Any], recipe: Recipe, prefix: str = "") -> dict[s
     if not isinstance(table, Mapping):
         raise ConfigError(f"sweep.space must be a table, got {table!r}")
     space: dict[str, Distribution] = {}
-    known, valid = numbers(recipe), nearest("", DISTRIBUTIONS)
+    known = numbers(recipe)
     for key, value in table.items():
         path, where = prefix + key, f"sweep.space.{prefix}{key}"
         if isinstance(value, Mapping) and not set(value) & set(DISTRIBUTIONS) and path not in known:

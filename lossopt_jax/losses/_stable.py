@@ -157,7 +157,7 @@ def _soft_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
         p, not_p = softmax_pair(logits)
         tangent += (((weights.sum(-1, keepdims=True) - weights) * p - weights * not_p) * dlogits).sum(-1)
     if not isinstance(dweights, SymbolicZero):
-        tangent += times(dweights, nll_of_all(logits)).sum(-1)
+        tangent += (dweights * nll_of_all(logits)).sum(-1)
     return out, tangent
 
 

@@ -64,6 +64,9 @@ def by_learning_rate(learning_rate: LearningRate) -> optax.GradientTransformatio
 
 def decayed(weight_decay: ArrayLike, mask: Mask) -> optax.GradientTransformation:
     """updates -> updates + weight_decay params, on the leaves where `mask` is true."""
+    if mask is None and type(weight_decay) in (int, float) and weight_decay == 0:
+        # A literal 0 needs no params, so that plain `sgd(0.1).update(grads, opt_state)` works; the (empty) state is the same.
+        return optax.identity()
     return optax.add_decayed_weights(to_float32(weight_decay), mask)
 
 

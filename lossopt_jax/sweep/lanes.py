@@ -31,7 +31,9 @@ def checked_plan(plan: LanePlan) -> LanePlan:
     """The plan itself, or a ValueError where this machine has not that many devices."""
     here = len(jax.devices())
     if not 1 <= plan.devices <= here or plan.width < 1:
-        raise ValueError(f"plan: devices must be 1 to {here} (what JAX sees here) and width at least 1, got devices={plan.devices}, width={plan.width}")
+        raise ValueError(
+            f"plan: devices must be 1 to {here} (what JAX sees here) and width at least 1, got devices={plan.devices}, width={plan.width}"
+        )
     return plan
 
 

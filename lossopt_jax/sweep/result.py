@@ -72,6 +72,22 @@ class Swept:
             columns[f"best_held_out_{name}"] = best.reduce(values, axis=1)
         return columns
 
+    def lane_rows(self) -> list[dict[str, Any]]:
+        """A row a lane, in order: lane, trial, seed, the swept numbers by path, status, diverged_at and the lane's metrics."""
+        metrics = self.lane_metrics()
+        return [
+            {
+                "lane": lane,
+                "trial": lane // self.seeds,
+                "seed": lane % self.seeds,
+                **self.trials.values(lane // self.seeds),
+                "status": "ok" if self.diverged_at[lane] < 0 else "diverged",
+                "diverged_at": None if self.diverged_at[lane] < 0 else int(self.diverged_at[lane]),
+                **{name: float(column[lane]) for name, column in metrics.items()},
+            }
+            for lane in range(self.lanes)
+        ]
+
     def table(self) -> list[dict[str, Any]]:
         """A row a trial, best first: trial, its swept numbers by path, status, diverged (how many seeds), and its metrics.
 

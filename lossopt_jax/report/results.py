@@ -1,0 +1,140 @@
+"""The files of a finished run or sweep, and what is printed of it."""
+
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from . import folder, plots, tables
+
+
+def write_run(place: Path, experiment: Any, fitted: Any) -> None:
+    """config.toml, metrics.jsonl, params.msgpack, summary.json and curves.png of one trained recipe; the summary comes last."""
+    from flax import serialization
+
+    steps = len(fitted.history["loss"])
+    _write_config(place, experiment)
+    folder.write_jsonl(
+        place / "metrics.jsonl",
+        [{"step": i, **{name: values[i] for name, values in fitted.history.items()}} for i in range(steps)],
+    )
+    trained = {"params": fitted.state.params, "model_state": fitted.state.model_state}
+    folder.write_bytes(place / "params.msgpack", serialization.to_bytes(trained))
+    picture = plots.curves(fitted.history, fitted.evaluations, fitted.evaluation_steps, title=f"{experiment.name}: one recipe")
+    folder.write_bytes(place / "curves.png", picture)
+    summary = {
+        "status": "ok" if fitted.diverged_at is None else "diverged",
+        "diverged_at": fitted.diverged_at,
+        "held_out": fitted.evaluation,
+        "steps": steps,
+        "seconds": fitted.seconds,
+        "compile_seconds": fitted.compile_seconds,
+        "steps_per_second": steps / fitted.seconds,
+    }
+    folder.write_json(place / "summary.json", {"name": experiment.name, "what": "train", **summary, **_machine()})
+
+
+def show_run(place: Path, experiment: Any, fitted: Any, console: Console | None = None) -> None:
+    """Print the end of one run."""
+    console = console or Console()
+    if fitted.diverged_at is not None:
+        console.print(f"diverged at step {fitted.diverged_at}: try a smaller learning rate", style="bold red")
+    else:
+        held_out = "  ".join(f"held-out {name} {value:.4g}" for name, value in fitted.evaluation.items())
+        console.print(f"train loss {_tail(fitted.history['loss']):.4g}  {held_out}", style="bold", highlight=False)
+    console.print(f"{fitted.seconds:.1f} s after {fitted.compile_seconds:.1f} s of compiling", highlight=False)
+    console.print(str(place), highlight=False, soft_wrap=True)
+
+
+def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
+    """config.toml, trials.csv, history.npz, summary.json, curves.png and sweep.png of a sweep; the summary comes last."""
+    rows, metric, space = swept.table(), swept.default_metric(), swept.trials.space
+    _write_config(place, experiment)
+    folder.write_csv(place / "trials.csv", swept.lane_rows())
+    evaluations = {f"held_out_{name}": values for name, values in swept.evaluations.items()}
+    arrays = {**swept.history, **evaluations, "evaluation_steps": swept.evaluation_steps, "diverged_at": swept.diverged_at}
+    folder.write_npz(place / "history.npz", arrays)
+    top = [row for row in rows if row["status"] == "ok"][: plots.HIGHLIGHTED]
+    title = f"{experiment.name}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
+    picture = plots.curves(
+        swept.history,
+        swept.evaluations,
+        swept.evaluation_steps,
+        best=[row["trial"] * swept.seeds for row in top],
+        labels=[
+            f"{rank}.  " + "  ".join(f"{path.rpartition('.')[2]} {row[path]:.2g}" for path in space) for rank, row in enumerate(top, 1)
+        ],
+        title=title,
+    )
+    folder.write_bytes(place / "curves.png", picture)
+    folder.write_bytes(place / "sweep.png", plots.sweep(rows, space, metric, title=title))
+    lane_steps = swept.lanes * swept.steps
+    summary = {
+        "metric": metric,
+        "best": rows[0] if rows[0]["status"] == "ok" else None,
+        "edges": swept.edges() if top else {},
+        "trials": len(rows),
+        "lanes": swept.lanes,
+        "lanes_diverged": int((swept.diverged_at >= 0).sum()),
+        "steps": swept.steps,
+        "plan": swept.plan._asdict(),
+        "seconds": swept.seconds,
+        "compile_seconds": swept.compile_seconds,
+        "lane_steps_per_second": lane_steps / swept.seconds,
+    }
+    folder.write_json(place / "summary.json", {"name": experiment.name, "what": "sweep", **summary, **_machine()})
+
+
+def show_sweep(place: Path, experiment: Any, swept: Any, console: Console | None = None) -> None:
+    """Print the best recipes, where the best lies, and where the files are."""
+    console = console or Console()
+    rows, space = swept.table(), swept.trials.space
+    console.print(tables.sweep_table(rows, space))
+    if rows[0]["status"] == "diverged":
+        console.print(f"every one of the {len(rows)} recipes diverged: try smaller learning rates", style="bold red")
+    else:
+        for line in tables.notes(rows[0], space, swept.edges()):
+            console.print(line, highlight=False)
+    diverged = sum(row["status"] == "diverged" for row in rows)
+    rate = swept.lanes * swept.steps / swept.seconds
+    console.print(
+        f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second, {diverged} recipes diverged",
+        highlight=False,
+    )
+    console.print(str(place), highlight=False, soft_wrap=True)
+
+
+def finished(place: Path, resolved: dict[str, Any]) -> bool:
+    """Whether a folder holds the whole of this very run; ValueError when it holds one of another config."""
+    import tomllib
+
+    config = place / "config.toml"
+    if config.exists() and tomllib.loads(config.read_text()) != resolved:
+        raise ValueError(f"{place} holds a run of another config (see {config}): choose another --out, or --overwrite it")
+    return (place / "summary.json").exists()
+
+
+def _write_config(place: Path, experiment: Any) -> None:
+    import tomli_w
+
+    folder.write_text(place / "config.toml", tomli_w.dumps(experiment.resolved))
+
+
+def _tail(loss: np.ndarray) -> float:
+    return float(loss[-max(1, len(loss) // 20) :].mean()) if len(loss) else float("nan")
+
+
+def _machine() -> dict[str, Any]:
+    import jax
+
+    packages = ("lossopt_jax", "jax", "jaxlib", "optax", "flax", "numpy")
+    return {
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "command": sys.argv,
+    }
