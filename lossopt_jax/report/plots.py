@@ -54,7 +54,7 @@ def curves(
     _dress(held_out, "held-out loss", "step")
     _dress(rate, "learning rate", "step")
     if loss.get_legend_handles_labels()[1]:
-        loss.legend(fontsize=8, frameon=False, loc="upper right")
+        loss.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc="upper right")
     return _png(figure)
 
 

@@ -60,7 +60,7 @@ class _Tally:
         self.best = np.nan
         self.held_out = np.nan
         self.diverged = 0
-        self.started = time.perf_counter()
+        self._first: tuple[float, float] | None = None  # when the first chunk was through, and how far: compiling does not count
         self._behind = (0.0, 0)  # lane-steps and diverged lanes of the structures that are through
         self._last = (0, 0, 0)  # step, lanes and diverged lanes of the one that runs
 
@@ -73,6 +73,7 @@ class _Tally:
         self._last = (chunk.step, len(loss), diverged)
         self.diverged = min(self._behind[1] + diverged, self.lanes)
         self.done = min((self._behind[0] + chunk.step * len(loss)) / max(self.lanes, len(loss)), self.steps)
+        self._first = self._first or (time.perf_counter(), self.done)
         finite = loss[np.isfinite(loss).all(1)]
         if finite.size:
             self.best = np.fmin(self.best, finite.mean(1).min())
@@ -80,8 +81,10 @@ class _Tally:
             self.held_out = np.fmin(self.held_out, np.nanmin(chunk.evaluation["loss"]))
 
     def __str__(self) -> str:
-        rate = self.done * self.lanes / max(time.perf_counter() - self.started, 1e-9)
-        parts = [f"{_count(rate)} lane-steps/s" if self.lanes > 1 else f"{_count(rate)} steps/s"]
+        parts = []
+        if self._first and self.done > self._first[1]:
+            rate = (self.done - self._first[1]) * self.lanes / (time.perf_counter() - self._first[0])
+            parts.append(f"{_count(rate)} lane-steps/s" if self.lanes > 1 else f"{_count(rate)} steps/s")
         if np.isfinite(self.best):
             parts.append(f"best loss {self.best:.4g}")
         if np.isfinite(self.held_out):

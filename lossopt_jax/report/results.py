@@ -1,5 +1,6 @@
 """The files of a finished run or sweep, and what is printed of it."""
 
+import math
 import platform
 import sys
 from importlib.metadata import version
@@ -58,16 +59,14 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     evaluations = {f"held_out_{name}": values for name, values in swept.evaluations.items()}
     arrays = {**swept.history, **evaluations, "evaluation_steps": swept.evaluation_steps, "diverged_at": swept.diverged_at}
     folder.write_npz(place / "history.npz", arrays)
-    top = [row for row in rows if row["status"] == "ok"][: plots.HIGHLIGHTED]
+    top = [row for row in rows if math.isfinite(row[metric])][: plots.HIGHLIGHTED]
     title = f"{experiment.name}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
     picture = plots.curves(
         swept.history,
         swept.evaluations,
         swept.evaluation_steps,
         best=[row["trial"] * swept.seeds for row in top],
-        labels=[
-            f"{rank}.  " + "  ".join(f"{path.rpartition('.')[2]} {row[path]:.2g}" for path in space) for rank, row in enumerate(top, 1)
-        ],
+        labels=[f"{rank}.  {_named(row, space)}" for rank, row in enumerate(top, 1)],
         title=title,
     )
     folder.write_bytes(place / "curves.png", picture)
@@ -75,7 +74,7 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     lane_steps = swept.lanes * swept.steps
     summary = {
         "metric": metric,
-        "best": rows[0] if rows[0]["status"] == "ok" else None,
+        "best": rows[0] if top else None,
         "edges": swept.edges() if top else {},
         "trials": len(rows),
         "lanes": swept.lanes,
@@ -92,19 +91,16 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
 def show_sweep(place: Path, experiment: Any, swept: Any, console: Console | None = None) -> None:
     """Print the best recipes, where the best lies, and where the files are."""
     console = console or Console()
-    rows, space = swept.table(), swept.trials.space
+    rows, space, diverged = swept.table(), swept.trials.space, int((swept.diverged_at >= 0).sum())
     console.print(tables.sweep_table(rows, space))
-    if rows[0]["status"] == "diverged":
+    if diverged == swept.lanes:
         console.print(f"every one of the {len(rows)} recipes diverged: try smaller learning rates", style="bold red")
-    else:
+    elif math.isfinite(rows[0][swept.default_metric()]):
         for line in tables.notes(rows[0], space, swept.edges()):
             console.print(line, highlight=False)
-    diverged = sum(row["status"] == "diverged" for row in rows)
     rate = swept.lanes * swept.steps / swept.seconds
-    console.print(
-        f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second, {diverged} recipes diverged",
-        highlight=False,
-    )
+    times = f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second"
+    console.print(f"{times}, {diverged} of {swept.lanes} lanes diverged", highlight=False)
     console.print(str(place), highlight=False, soft_wrap=True)
 
 
@@ -122,6 +118,10 @@ def _write_config(place: Path, experiment: Any) -> None:
     import tomli_w
 
     folder.write_text(place / "config.toml", tomli_w.dumps(experiment.resolved))
+
+
+def _named(row: dict[str, Any], space: Any) -> str:
+    return "  ".join(f"{path.rpartition('.')[2]} {row[path]:.3g}" for path in space)
 
 
 def _tail(loss: np.ndarray) -> float:
