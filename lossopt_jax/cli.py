@@ -35,7 +35,7 @@ def train(
         from .report import folder, progress, results
         from .train import fit
 
-        experiment = configs.load(config, set_ or ())
+        experiment = configs.load(config, set_ or (), sweep=False)
         place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
         if resume and results.finished(place, experiment.resolved):
             return typer.echo(f"{place} is finished; nothing to do")

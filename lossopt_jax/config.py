@@ -81,8 +81,8 @@ class Experiment:
     resolved: dict[str, Any]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment of a TOML file, with overrides such as "schedule.peak=3e-3" applied.
+def load(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = True) -> Experiment:
+    """The experiment of a TOML file, with overrides such as "schedule.peak=3e-3" applied; without its [sweep] table if `sweep` is False.
 
     Raises ConfigError for anything that is not valid, naming the key, what was given and what is valid.
     """
@@ -97,6 +97,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
         _override(config, override)
+    if not sweep:
+        config.pop("sweep", None)
     return experiment({"name": path.stem, **config})
 
 

@@ -171,7 +171,7 @@ def test_extremes(name, numbers):
 
 
 @pytest.mark.parametrize("name", TRUTH)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_half_precision_is_float32_of_the_rounded_inputs(name, dtype):
     _, (numbers, *_), pair = TRUTH[name]
     outputs, targets = (jnp.asarray(x).astype(dtype) for x in _inputs(name, pair))

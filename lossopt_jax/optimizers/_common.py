@@ -17,7 +17,7 @@ Mask: TypeAlias = Callable[[Params], PyTree] | PyTree | None
 
 
 def as_numbers(*values: ArrayLike) -> tuple[jax.Array, ...]:
-    """Each number as a float32 array: a Python float would take the dtype of a half-precision leaf, where 0.999 is 1 and 1e-8 is 0."""
+    """Each number as a float32 array (float64 stays): Python's, NumPy's and traced numbers then make the same program."""
     return tuple(to_float32(value) for value in values)
 
 
@@ -34,9 +34,9 @@ def float32_chain(*parts: optax.GradientTransformation) -> optax.GradientTransfo
     tx = optax.chain(*parts) if len(parts) > 1 else optax.with_extra_args_support(parts[0])
 
     def init(params: Params) -> PyTree:
-        # The cast makes weak types strong: else the second step would compile again.
-        state = tx.init(widen(params))
-        return cast_like(state, state)
+        # A copy of its own for every leaf, or a donated state would give away the same buffer twice (prodigy keeps the parameters); and
+        # no weak types, or the second step would compile again.
+        return jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype), tx.init(widen(params)))
 
     def update(updates: PyTree, state: PyTree, params: Params | None = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
         new_updates, new_state = tx.update(widen(updates), state, widen(params), **extra_args)

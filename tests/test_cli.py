@@ -1,0 +1,167 @@
+"""The command line as a process: what it prints, what it writes, how it fails."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import serialization
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--set", "run.steps=20", "--set", "run.evaluate_every=10", "--set", "schedule.total=20", "--set", "schedule.warmup=2"]
+SMALL_SWEEP = [*SMALL, "--set", "sweep.count=4", "--set", "sweep.space.schedule.warmup={uniform=[0,10]}"]
+DIGITS = str(ROOT / "configs" / "digits_mlp.toml")
+
+
+def lossopt(*arguments, cwd, timeout=120):
+    environment = {**os.environ, "COLUMNS": "100"}
+    command = [sys.executable, "-c", "from lossopt_jax.cli import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def trials(place):
+    return list(csv.DictReader((place / "trials.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    done = lossopt("sweep", DIGITS, *SMALL_SWEEP, "--set", "sweep.seeds=2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_sweep_prints_what_runs_the_best_and_the_folder(swept):
+    folder, done = swept
+    lines = done.stdout.splitlines()
+    assert "4 recipes x 2 seeds = 8 lanes, 20 steps of 64 examples" in lines[0]
+    assert re.search(r"\d cpu devices? x \d lanes? side by side", lines[0])
+    assert any(line.startswith("step 20/20") for line in lines)
+    assert any("schedule.peak: the best" in line for line in lines)
+    (place,) = (folder / "runs").iterdir()
+    assert lines[-1].endswith(place.name)
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_sweep_writes_its_folder(swept):
+    folder, _ = swept
+    (place,) = (folder / "runs").iterdir()
+    assert {p.name for p in place.iterdir()} == {"config.toml", "trials.csv", "history.npz", "summary.json", "curves.png", "sweep.png"}
+    rows = trials(place)
+    assert len(rows) == 8
+    assert {
+        "schedule.peak",
+        "optimizer.weight_decay",
+        "schedule.warmup",
+        "status",
+        "train_loss",
+        "held_out_loss",
+        "best_held_out_accuracy",
+    } <= set(rows[0])
+    history = np.load(place / "history.npz")
+    assert history["loss"].shape == (8, 20)
+    assert history["held_out_loss"].shape == (8, 2)
+    summary = json.loads((place / "summary.json").read_text())
+    assert {"versions", "devices", "seconds", "compile_seconds", "lane_steps_per_second", "best"} <= set(summary)
+    best = min(rows, key=lambda row: float(row["held_out_loss"]))
+    means = {t: np.mean([float(r["held_out_loss"]) for r in rows if r["trial"] == t]) for t in {r["trial"] for r in rows}}
+    assert str(summary["best"]["trial"]) == min(means, key=means.get)
+    assert best
+    for picture in ("curves.png", "sweep.png"):
+        assert (place / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_written_config_reproduces_the_run(swept, tmp_path):
+    folder, _ = swept
+    (place,) = (folder / "runs").iterdir()
+    done = lossopt("sweep", str(place / "config.toml"), "--out", "again", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "trials.csv").read_text() == (place / "trials.csv").read_text()
+    assert tomllib.loads((tmp_path / "again" / "config.toml").read_text()) == tomllib.loads((place / "config.toml").read_text())
+
+
+def test_train_writes_metrics_and_parameters_and_guards_its_folder(tmp_path):
+    done = lossopt("train", DIGITS, *SMALL, "--out", "here", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    here = tmp_path / "here"
+    assert {p.name for p in here.iterdir()} == {"config.toml", "metrics.jsonl", "params.msgpack", "summary.json", "curves.png"}
+    lines = [json.loads(line) for line in (here / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(20))
+    assert {"loss", "learning_rate", "grad_norm", "update_norm"} <= set(lines[0])
+    trained = serialization.msgpack_restore((here / "params.msgpack").read_bytes())
+    assert trained["params"]["Dense_0"]["kernel"].shape == (64, 64)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
+
+    before = (here / "summary.json").read_text()
+    refused = lossopt("train", DIGITS, *SMALL, "--out", "here", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--overwrite" in refused.stderr
+    assert "--resume" in refused.stderr
+    done = lossopt("train", DIGITS, *SMALL, "--out", "here", "--resume", cwd=tmp_path)
+    assert (done.returncode, "finished" in done.stdout) == (0, True)
+    other = lossopt("train", DIGITS, *SMALL, "--set", "schedule.peak=0.5", "--out", "here", "--resume", cwd=tmp_path)
+    assert (other.returncode, "another config" in other.stderr) == (2, True)
+    assert (here / "summary.json").read_text() == before
+    (here / "mine.txt").write_text("keep")
+    assert lossopt("train", DIGITS, *SMALL, "--out", "here", "--overwrite", cwd=tmp_path).returncode == 0
+    assert (here / "mine.txt").read_text() == "keep"
+
+
+def test_every_lane_diverging_is_an_answer(tmp_path):
+    hot = [
+        "--set",
+        "sweep.space.schedule.peak={log_uniform=[1e30, 1e32]}",
+        "--set",
+        'optimizer={name="sgd"}',
+        "--set",
+        "sweep.space.optimizer={}",
+    ]
+    done = lossopt("sweep", DIGITS, *SMALL_SWEEP, *hot, "--out", "hot", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "every one of the 4 recipes diverged" in done.stdout
+    assert {row["status"] for row in trials(tmp_path / "hot")} == {"diverged"}
+    assert json.loads((tmp_path / "hot" / "summary.json").read_text())["lanes_diverged"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["sweep", "none.toml"], 2, "cannot read the config none.toml"),
+        (["sweep", DIGITS, "--set", "schedule.peek=1"], 2, "did you mean 'peak'"),
+        (["sweep", DIGITS, "--plan", "devices=99,width=1"], 2, "devices must be 1 to"),
+        (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
+        (["train", DIGITS, "--out", "/dev/null/x"], 1, "/dev/null/x"),
+        (["list", "loses"], 2, "did you mean 'losses'"),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(arguments, code, words, tmp_path):
+    failed = lossopt(*arguments, cwd=tmp_path)
+    assert failed.returncode == code
+    assert words in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert failed.stdout == "" or "lanes" in failed.stdout
+
+
+def test_help_and_list(tmp_path):
+    helped = lossopt("--help", cwd=tmp_path)
+    assert helped.returncode == 0
+    assert {"train", "sweep", "list"} <= set(helped.stdout.split())
+    listed = lossopt("list", cwd=tmp_path).stdout
+    assert "cross_entropy(label_smoothing=0.0" in listed
+    assert "adamw(" in listed
+    assert "warmup_cosine(peak, warmup, total" in listed
+
+
+def test_help_imports_no_jax(tmp_path):
+    run = "from lossopt_jax.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = f"import sys\nsys.argv = ['lossopt', '--help']\n{run}assert not {{'jax', 'numpy'}} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
