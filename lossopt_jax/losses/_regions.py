@@ -192,13 +192,13 @@ def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: 
     check_same_shape(outputs, targets, loss=loss)
     if outputs.ndim < 3:
         raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {outputs.shape}")
-    x = to_float32(outputs)
-    counts = jnp.ones((1,) * x.ndim, x.dtype)
-    if is_labels(targets) and targets.dtype != jnp.bool_:
+    x, counts, labelled = to_float32(outputs), jnp.ones((1,) * outputs.ndim), is_labels(targets) and targets.dtype != jnp.bool_
+    if labelled:
         void = targets.astype(jnp.int32) == ignore_index
-        x, targets, counts = jnp.where(void, 0, x), jnp.where(void, 0, targets), jnp.where(void, 0, 1).astype(x.dtype)
-    t = binary_targets(targets, loss=loss).astype(x.dtype)
-    return Regions(*sigmoid_pair_of(x), t, counts)
+        x, targets, counts = jnp.where(void, 0, x), jnp.where(void, 0, targets), jnp.where(void, 0.0, 1.0)
+    t = binary_targets(targets, loss=loss)
+    counts = jnp.where(jnp.isnan(t), jnp.nan, counts) if labelled else counts
+    return Regions(*sigmoid_pair_of(x), t.astype(x.dtype), counts.astype(x.dtype))
 
 
 def _statistics(regions: Regions, squared: bool) -> RegionStatistics:

@@ -4,6 +4,8 @@ With the errors m of an image's pixels sorted from large to small, the loss is s
 to the Jaccard loss of the set of pixels that are wrong. g is constant between kinks, so the gradient is g.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -37,12 +39,12 @@ def lovasz_softmax(
     if z.ndim < 3:
         raise ValueError(f"lovasz_softmax: outputs must be [b, *spatial, c] with at least one spatial axis, got {z.shape}")
     assert given.labels is not None
-    first = 0 if include_background else 1
+    first, pixels = 0 if include_background else 1, math.prod(z.shape[1:-1])
     p, not_p = softmax_pair(z)
     true = hot(given.labels, z.shape[-1]) & (counts != 0)[..., None]
     errors = jnp.where(true, not_p, p)
-    errors, true = (jnp.moveaxis(x.reshape(x.shape[0], -1, x.shape[-1])[..., first:], -1, 1) for x in (errors, true))
-    counts = counts.reshape(counts.shape[0], 1, -1)
+    errors, true = (jnp.moveaxis(x.reshape(x.shape[0], pixels, x.shape[-1])[..., first:], -1, 1) for x in (errors, true))
+    counts = counts.reshape(counts.shape[0], 1, pixels)
     values = _lovasz(errors, true, jnp.broadcast_to(counts, errors.shape))
     return jnp.where(true.any(-1), values, empty_weight * values)
 
@@ -66,7 +68,7 @@ def lovasz_hinge(outputs: jax.Array, targets: jax.Array, *, ignore_index: int = 
     counts = jnp.where((t == 0) | (t == 1), counts, jnp.nan).astype(x.dtype)
     true = t == 1
     errors = jax.nn.relu(1 - jnp.where(true, x, -x))
-    pixels = (errors.shape[0], -1)
+    pixels = (errors.shape[0], math.prod(errors.shape[1:]))
     return _lovasz(errors.reshape(pixels), true.reshape(pixels), counts.reshape(pixels))
 
 
