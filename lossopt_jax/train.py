@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from .reduce import mean
 from .step import TrainState, eval_step, init_state, train_step
 
 EVALUATION_BATCH = 1024
-# Half the width is LLVM's own choice on x86; the wider one is worth a seventh of a sweep's time where the machine has AVX-512.
-COMPILER_OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
+# On x86 LLVM prefers vectors of 256 bits; the wider ones save a seventh of a sweep's time where the machine has AVX-512.
+STEP_OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
+# Drawing the parameters runs once, and its random bits take longer to optimise than to compute.
+START_OPTIONS = {"cpu": {"xla_backend_optimization_level": 0}}
 
 
 @dataclass(frozen=True)
@@ -169,22 +172,31 @@ class Program(NamedTuple):
 def single_program(model: Model, recipe: Recipe, data: Batch, held_out: Batch | None, run: Run) -> Program:
     """The program of one run."""
     started = time.perf_counter()
-    device_data, device_held_out = jax.device_put((data, held_out))
-    inputs = jax.tree.map(lambda leaf: leaf[:1], data.inputs)
-    state = jax.jit(init_state)(model, recipe, jax.random.key(run.seed), inputs)
-    carry = Carry(state, jnp.bool_(True))
-    indices = jnp.zeros((chunk_length(run), run.batch_size), jnp.int32)
-    options = COMPILER_OPTIONS.get(jax.default_backend())
-    chunk = jax.jit(train_chunk, donate_argnums=2).lower(model, recipe, carry, device_data, indices, 0).compile(options)
-    score = None
-    if held_out is not None:
-        score = jax.jit(evaluate).lower(model, recipe, carry.state, device_held_out).compile(options)
+    data, held_out = jax.device_put((data, held_out))
+    start_with = model, recipe, jax.random.key(run.seed), jax.tree.map(lambda leaf: leaf[:1], data.inputs)
+    state = jax.eval_shape(init_state, *start_with)
+    carry = Carry(state, jax.ShapeDtypeStruct((), bool))
+    indices = jax.ShapeDtypeStruct((chunk_length(run), run.batch_size), jnp.int32)
+    start, chunk, score = compile_together(
+        jax.jit(init_state).lower(*start_with),
+        jax.jit(train_chunk, donate_argnums=2).lower(model, recipe, carry, data, indices, 0),
+        held_out and jax.jit(evaluate).lower(model, recipe, state, held_out),
+    )
     return Program(
-        carry,
-        lambda carry, indices, count: chunk(model, recipe, carry, device_data, indices, count),
-        None if score is None else lambda carry: score(model, recipe, carry.state, device_held_out),
+        Carry(start(*start_with), jnp.bool_(True)),
+        lambda carry, indices, count: chunk(model, recipe, carry, data, indices, count),
+        score and (lambda carry: score(model, recipe, carry.state, held_out)),
         time.perf_counter() - started,
     )
+
+
+def compile_together(start: Any, chunk: Any, score: Any) -> tuple[Any, Any, Any]:
+    """Compile the three lowered functions of a program at once: XLA leaves Python's lock, so they share the cores. score may be None."""
+    backend = jax.default_backend()
+    options = START_OPTIONS.get(backend), STEP_OPTIONS.get(backend), STEP_OPTIONS.get(backend)
+    with ThreadPoolExecutor(3) as pool:
+        compiled = pool.map(lambda lowered, options: lowered and lowered.compile(options), (start, chunk, score), options)
+        return tuple(compiled)  # type: ignore[return-value]
 
 
 def chunk_length(run: Run) -> int:

@@ -1,5 +1,7 @@
 """Norms, cosines and distances whose gradient is finite where the textbook one is not: at zero."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -36,7 +38,7 @@ def all_distances(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
     return norm(x[:, None, :] - x[None, :, :], degree)
 
 
-def vectors(outputs: object, *, count: int, loss: str, what: str) -> tuple[jax.Array, ...]:
+def vectors(outputs: Any, *, count: int, loss: str, what: str) -> tuple[jax.Array, ...]:
     """`count` arrays of one shape [*b, d] from a tuple, in float32; anything else raises with the shapes."""
     if not isinstance(outputs, tuple | list) or len(outputs) != count:
         got = f"{len(outputs)} arrays" if isinstance(outputs, tuple | list) else f"one array {jnp.shape(outputs)}"

@@ -48,7 +48,7 @@ def dice_cross_entropy(
         ignore_index=ignore_index,
     )
     pixels = cross_entropy(outputs, targets, label_smoothing=label_smoothing, class_weights=class_weights, ignore_index=ignore_index)
-    return dice_weight * region.mean(-1) + cross_entropy_weight * _mean_of_image(pixels, targets, ignore_index)
+    return region.mean(-1) * dice_weight + _mean_of_image(pixels, targets, ignore_index) * cross_entropy_weight
 
 
 def dice_focal(
@@ -82,7 +82,7 @@ def dice_focal(
         ignore_index=ignore_index,
     )
     pixels = focal(outputs, targets, gamma=gamma, alpha=alpha, ignore_index=ignore_index)
-    return dice_weight * region.mean(-1) + focal_weight * _mean_of_image(pixels, targets, ignore_index)
+    return region.mean(-1) * dice_weight + _mean_of_image(pixels, targets, ignore_index) * focal_weight
 
 
 def binary_dice_cross_entropy(
@@ -108,7 +108,7 @@ def binary_dice_cross_entropy(
     region = binary_dice(outputs, targets, smooth=smooth, empty_weight=empty_weight, squared=squared, ignore_index=ignore_index)
     x, t = _without_void(outputs, targets, ignore_index)
     pixels = binary_cross_entropy(x, t, pos_weight=pos_weight, label_smoothing=label_smoothing)
-    return dice_weight * region + cross_entropy_weight * _mean_of_image(pixels, targets, ignore_index)
+    return region * dice_weight + _mean_of_image(pixels, targets, ignore_index) * cross_entropy_weight
 
 
 def binary_dice_focal(
@@ -134,7 +134,7 @@ def binary_dice_focal(
     region = binary_dice(outputs, targets, smooth=smooth, empty_weight=empty_weight, squared=squared, ignore_index=ignore_index)
     x, t = _without_void(outputs, targets, ignore_index)
     pixels = binary_focal(x, t, gamma=gamma, alpha=alpha)
-    return dice_weight * region + focal_weight * _mean_of_image(pixels, targets, ignore_index)
+    return region * dice_weight + _mean_of_image(pixels, targets, ignore_index) * focal_weight
 
 
 def _void(targets: jax.Array, ignore_index: int) -> jax.Array:

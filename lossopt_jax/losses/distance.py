@@ -91,7 +91,7 @@ def distance_transform(mask: jax.Array, *, spacing: Vector | None = None) -> jax
     Array([[2., 1., 0., 1.]], dtype=float32)
     """
     squared = jnp.where(mask, jnp.inf, 0.0)
-    steps = jnp.broadcast_to(to_float32(1.0 if spacing is None else spacing), (squared.ndim - 1,))
+    steps = jnp.broadcast_to(to_float32(jnp.asarray(1.0 if spacing is None else spacing)), (squared.ndim - 1,))
     for axis in range(1, squared.ndim):
         squared = _nearest_along(squared, axis, steps[axis - 1])
     return jnp.sqrt(squared)
@@ -105,7 +105,7 @@ def signed_distance(mask: jax.Array, *, spacing: Vector | None = None) -> jax.Ar
     >>> signed_distance(jnp.array([[False, False, True, True, True]]))
     Array([[ 2.,  1.,  0., -1., -2.]], dtype=float32)
     """
-    pixel = 1.0 if spacing is None else to_float32(spacing).min()
+    pixel = 1.0 if spacing is None else to_float32(jnp.asarray(spacing)).min()
     within, outside = distance_transform(mask, spacing=spacing), distance_transform(~mask, spacing=spacing)
     return jnp.where(_has_border(mask), jnp.where(mask, pixel - within, outside), 0)
 

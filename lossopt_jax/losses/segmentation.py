@@ -50,8 +50,11 @@ def dice(
     >>> dice(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
     Array([[0.2  , 0.333]], dtype=float32)
     """
-    options = {"squared": squared, "include_background": include_background, "ignore_index": ignore_index}
-    return dice_from(region_statistics(outputs, targets, loss="dice", **options), smooth=smooth, empty_weight=empty_weight)
+    return dice_from(
+        region_statistics(outputs, targets, loss="dice", squared=squared, include_background=include_background, ignore_index=ignore_index),
+        smooth=smooth,
+        empty_weight=empty_weight,
+    )
 
 
 def iou(
@@ -71,8 +74,11 @@ def iou(
     >>> iou(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
     Array([[0.333, 0.5  ]], dtype=float32)
     """
-    options = {"include_background": include_background, "ignore_index": ignore_index}
-    return iou_from(region_statistics(outputs, targets, loss="iou", **options), smooth=smooth, empty_weight=empty_weight)
+    return iou_from(
+        region_statistics(outputs, targets, loss="iou", include_background=include_background, ignore_index=ignore_index),
+        smooth=smooth,
+        empty_weight=empty_weight,
+    )
 
 
 def tversky(
@@ -96,8 +102,7 @@ def tversky(
     >>> tversky(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(4)
     Array([[0.1304, 0.4118]], dtype=float32)
     """
-    options = {"include_background": include_background, "ignore_index": ignore_index}
-    statistics = region_statistics(outputs, targets, loss="tversky", **options)
+    statistics = region_statistics(outputs, targets, loss="tversky", include_background=include_background, ignore_index=ignore_index)
     return tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight)
 
 
@@ -123,8 +128,7 @@ def focal_tversky(
     >>> focal_tversky(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(4)
     Array([[0.217, 0.514]], dtype=float32)
     """
-    options = {"include_background": include_background, "ignore_index": ignore_index}
-    statistics = region_statistics(outputs, targets, loss="focal_tversky", **options)
+    statistics = region_statistics(outputs, targets, loss="focal_tversky", include_background=include_background, ignore_index=ignore_index)
     return focal_power(tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight), gamma)
 
 
@@ -145,8 +149,9 @@ def log_cosh_dice(
     >>> log_cosh_dice(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
     Array([[0.02 , 0.055]], dtype=float32)
     """
-    options = {"squared": squared, "include_background": include_background, "ignore_index": ignore_index}
-    statistics = region_statistics(outputs, targets, loss="log_cosh_dice", **options)
+    statistics = region_statistics(
+        outputs, targets, loss="log_cosh_dice", squared=squared, include_background=include_background, ignore_index=ignore_index
+    )
     return log_cosh_of(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
 
 
@@ -170,8 +175,11 @@ def generalized_dice(
     >>> generalized_dice(jnp.array([[[9.0, -9.0], [0.0, 0.0]]]), jnp.array([[0, 1]])).round(3)
     Array([0.25], dtype=float32)
     """
-    options = {"include_background": include_background, "ignore_index": ignore_index}
-    return generalized_dice_from(region_statistics(outputs, targets, loss="generalized_dice", **options), power=power, smooth=smooth)
+    return generalized_dice_from(
+        region_statistics(outputs, targets, loss="generalized_dice", include_background=include_background, ignore_index=ignore_index),
+        power=power,
+        smooth=smooth,
+    )
 
 
 def batch_dice(
@@ -195,8 +203,11 @@ def batch_dice(
 
     MONAI: batch=True. segmentation_models_pytorch: its DiceLoss is this with smooth=0, empty_weight=0.
     """
-    options = {"squared": squared, "include_background": include_background, "ignore_index": ignore_index}
-    statistics = over_batch(region_statistics(outputs, targets, loss="batch_dice", **options))
+    statistics = over_batch(
+        region_statistics(
+            outputs, targets, loss="batch_dice", squared=squared, include_background=include_background, ignore_index=ignore_index
+        )
+    )
     return dice_from(statistics, smooth=smooth, empty_weight=empty_weight)
 
 
@@ -214,8 +225,11 @@ def batch_iou(
     >>> batch_iou(jnp.array([[[9.0, -9.0]], [[0.0, 0.0]]]), jnp.array([[0], [1]])).round(3)
     Array([0.333, 0.5  ], dtype=float32)
     """
-    options = {"include_background": include_background, "ignore_index": ignore_index}
-    return iou_from(over_batch(region_statistics(outputs, targets, loss="batch_iou", **options)), smooth=smooth, empty_weight=empty_weight)
+    return iou_from(
+        over_batch(region_statistics(outputs, targets, loss="batch_iou", include_background=include_background, ignore_index=ignore_index)),
+        smooth=smooth,
+        empty_weight=empty_weight,
+    )
 
 
 def batch_tversky(
@@ -234,6 +248,7 @@ def batch_tversky(
     >>> batch_tversky(jnp.array([[[9.0, -9.0]], [[0.0, 0.0]]]), jnp.array([[0], [1]])).round(4)
     Array([0.1304, 0.4118], dtype=float32)
     """
-    options = {"include_background": include_background, "ignore_index": ignore_index}
-    statistics = over_batch(region_statistics(outputs, targets, loss="batch_tversky", **options))
+    statistics = over_batch(
+        region_statistics(outputs, targets, loss="batch_tversky", include_background=include_background, ignore_index=ignore_index)
+    )
     return tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight)

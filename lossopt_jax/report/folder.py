@@ -4,95 +4,138 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from os import fsync
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 # All that a run writes; `--overwrite` removes these and nothing else.
 RESULTS = ("config.toml", "trials.csv", "history.npz", "summary.json", "metrics.jsonl", "params.msgpack", "curves.png", "sweep.png")
+RUNS = Path("runs")
 
 
-def default_folder(name: str) -> Path:
-    """runs/<name>-<time>, with a number behind it where that is taken already."""
-    base = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    tries = (base if i == 1 else base.with_name(f"{base.name}-{i}") for i in range(1, 10_000))
-    return next(path for path in tries if not path.exists())
+def default_folder(name: str, now: datetime | None = None) -> Path:
+    """Make runs/<name>-<time>, with a number behind it where that is taken already.
+
+    It is made here, since two runs started in the same second must not both find it free.
+    """
+    base = RUNS / f"{name}-{now or datetime.now():%Y%m%d-%H%M%S}"
+    for number in range(1, 10_000):
+        path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OSError(f"cannot make the folder {path}: {_reason(error)}") from None
+        return path
+    raise OSError(f"cannot make the folder {base}: it and 9998 more of its name are taken")
 
 
-def claim(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Path:
+def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
     """Make the folder, or take an existing one when it is empty or one of the flags says so.
 
-    Raises FileExistsError for one that holds something, and OSError naming the folder when it cannot be written.
+    overwrite: remove the results (`RESULTS`) of an earlier run in it, and nothing else. resume: leave all that is there.
+    Raises FileExistsError for a folder that holds something, OSError naming the folder when it cannot be written.
     """
+    folder = Path(folder)
+    if overwrite and resume:
+        raise ValueError(f"the folder {folder} can be gone on in (--resume) or written over (--overwrite), not both")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(f"cannot use {folder} as a folder: a file is in the way") from None
+    except OSError as error:
+        raise OSError(f"cannot make the folder {folder}: {_reason(error)}") from None
+    try:
         taken = any(folder.iterdir())
         if taken and not (overwrite or resume):
             raise FileExistsError(f"the folder {folder} is not empty: give --overwrite to write over its results, --resume to go on in it")
-        if overwrite:
-            for name in RESULTS:
-                (folder / name).unlink(missing_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError as error:
-        raise error if error.errno is None else NotADirectoryError(f"cannot use {folder} as a folder: a file is in the way") from None
+        for name in RESULTS if overwrite else ():
+            (folder / name).unlink(missing_ok=True)
+        for name in RESULTS if taken else ():  # what a killed run was in the middle of writing
+            for leftover in folder.glob(_temporary(name, "?" * 8)):
+                leftover.unlink(missing_ok=True)
+        probe = folder / _temporary("config.toml", secrets.token_hex(4))
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise OSError(f"cannot write to the folder {folder}: {error.strerror}") from None
+        raise OSError(f"cannot write to the folder {folder}: {_reason(error)}") from None
     return folder
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the whole of it or none: a temporary one beside it, flushed to disk, then renamed."""
-    temporary = None
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file so that a crash leaves the whole of it or none: a temporary one beside it, flushed to disk, then renamed.
+
+    Raises OSError naming the path and the reason; a file that was there before is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(_temporary(path.name, secrets.token_hex(4)))
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(content)
+        with open(temporary, "xb") as file:
+            write(file)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # NamedTemporaryFile's own mode shuts out everyone else
-        os.replace(temporary, path)
+            fsync(file.fileno())
+        temporary.replace(path)
     except BaseException as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(f"cannot write {path}: {error.strerror}") from None
+            raise OSError(f"cannot write {path}: {_reason(error)}") from None
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
+    write_whole(path, lambda file: file.write(content))
+
+
+def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Strict JSON: what is not finite is null."""
     write_text(path, json.dumps(_strict(value), indent=2, allow_nan=False) + "\n")
 
 
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_jsonl(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One strict JSON object a line."""
     write_text(path, "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows))
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A header of all keys in the order they first appear, then a line a row, floats in full."""
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A header of all keys in the order they first appear, then a line a row, floats in full; a key that a row lacks is empty."""
     header = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_cell(row.get(key)) for key in header] for row in rows)
     write_text(path, text.getvalue())
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_bytes(path, content.getvalue())
+def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name, compressed, as `np.load` reads them."""
+    write_whole(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def _temporary(name: str, tag: str) -> str:
+    return f".{name}.{tag}.tmp"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _cell(value: Any) -> Any:
+    # A NumPy scalar as the number it is: repr(np.float64(1)) is not a number.
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _strict(value: Any) -> Any:
@@ -102,4 +145,6 @@ def _strict(value: Any) -> Any:
         return [_strict(v) for v in value]
     if isinstance(value, np.generic | np.ndarray):
         return _strict(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

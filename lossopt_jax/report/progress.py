@@ -1,98 +1,168 @@
 """What is seen while lanes run: a live bar on a terminal, a plain line now and then anywhere else."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+import rich.progress
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
 
 LINES = 10
 
 
 @contextmanager
-def progress(steps: int, lanes: int, *, quiet: bool = False, console: Console | None = None) -> Iterator[Callable[[Any], None]]:
+def progress(
+    steps: int, lanes: int, *, quiet: bool = False, console: Console | None = None, groups: Sequence[int] = ()
+) -> Iterator[Callable[[Any], None]]:
     """A callback for `on_chunk` that shows steps, lane-steps a second, the best loss so far, lanes diverged and the time left.
 
-    Lanes of several structures run one after another; the count of lanes in each chunk says which share of the work it was.
+    The best loss is the least mean of a lane over one chunk. On a terminal a live bar, which is gone when the run is over;
+    else, or with `quiet`, about ten plain lines a run.
+    groups: lanes of each structure, in the order they run; without it their number is found out as they come.
     """
     console = console or Console()
-    tally = _Tally(steps, lanes)
-    if quiet or not console.is_terminal:
-        due = [0.0]
+    tally = _Tally(steps, lanes, groups)
+    if quiet or not console.is_terminal or console.is_dumb_terminal:
+        shown = -1
 
         def plain(chunk: Any) -> None:
+            nonlocal shown
             tally.add(chunk)
-            if tally.done >= due[0]:
-                console.print(f"step {tally.done:.0f}/{steps}  {tally}", highlight=False, markup=False, soft_wrap=True)
-                due[0] = min(tally.done + max(1.0, steps / LINES), steps)
+            if tally.over or int(LINES * tally.share) > shown:
+                shown = int(LINES * tally.share)
+                line = [tally.place, *tally.facts, *([f"{_clock(tally.seconds_left)} left"] if tally.seconds_left else [])]
+                console.print("  ".join(line), highlight=False, markup=False, soft_wrap=True)
 
         yield plain
         return
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[tally]}"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("compiling", total=steps, tally="")
+    with _Bar(console) as bar:
+        task = bar.add_task("compiling", total=None, facts="", left="")
 
         def live(chunk: Any) -> None:
             tally.add(chunk)
-            bar.update(task, description="steps", completed=int(tally.done), tally=str(tally))
+            left = "" if tally.seconds_left is None else f"{_clock(tally.seconds_left)} left"
+            what = f"{tally.place}  compiling" if tally.between else tally.place
+            bar.update(task, total=1.0, completed=tally.share, description=what, facts="  ".join(tally.facts), left=left)
 
         yield live
 
 
-class _Tally:
-    """Running totals over chunks, of one structure after another."""
+class _Bar(rich.progress.Progress):
+    """One line of bar and clocks, one of facts: both fit a terminal of 80 columns."""
 
-    def __init__(self, steps: int, lanes: int):
-        self.steps, self.lanes = steps, lanes
-        self.done = 0.0
-        self.best = np.nan
-        self.held_out = np.nan
-        self.diverged = 0
-        self._first: tuple[float, float] | None = None  # when the first chunk was through, and how far: compiling does not count
-        self._behind = (0.0, 0)  # lane-steps and diverged lanes of the structures that are through
-        self._last = (0, 0, 0)  # step, lanes and diverged lanes of the one that runs
+    def __init__(self, console: Console):
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", style="cyan", table_column=Column(no_wrap=True)),
+        )
+        super().__init__(*columns, console=console, transient=True, expand=True)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["facts"]:
+                yield Text(f"  {task.fields['facts']}", no_wrap=True, overflow="ellipsis")
+
+
+class _Tally:
+    """Running totals over chunks, of one structure after another.
+
+    share: of all lane-steps, how many are done. over: whether the lanes that ran are all through or diverged.
+    """
+
+    def __init__(self, steps: int, lanes: int, groups: Sequence[int] = ()):
+        self.steps, self.lanes, self.groups = steps, sum(groups) or lanes, tuple(groups)
+        self.best = self.held_out = float("nan")
+        self.over = False
+        self._structure = 0
+        self._step = 0
+        self._width = 0  # lanes of the structure that runs
+        self._alive = 0
+        self._behind = 0  # lanes of the structures that are through
+        self._behind_diverged = 0
+        self._timed = (0, 0.0)  # lane-steps and seconds of all chunks but the first of a structure, which holds its compiling
+        self._last: float | None = None
 
     def add(self, chunk: Any) -> None:
+        now = time.perf_counter()
         loss = np.atleast_2d(chunk.metrics["loss"])
-        step, lanes, _ = self._last
-        if chunk.step <= step:  # the next structure
-            self._behind = (self._behind[0] + self.steps * lanes, self._behind[1] + self._last[2])
-        diverged = int((~np.isfinite(loss[:, -1:])).any(1).sum()) if loss.shape[1] else 0
-        self._last = (chunk.step, len(loss), diverged)
-        self.diverged = min(self._behind[1] + diverged, self.lanes)
-        self.done = min((self._behind[0] + chunk.step * len(loss)) / max(self.lanes, len(loss)), self.steps)
-        self._first = self._first or (time.perf_counter(), self.done)
+        first = self._last is None or chunk.step <= self._step
+        if self._last is not None and first:
+            self._structure += 1
+            self._behind += self._width
+            self._behind_diverged += self._width - self._alive
+            self._step = 0
+        # A sweep pads its last group with copies of the first lane: they come last, and are not counted.
+        known = self.groups[self._structure] if self._structure < len(self.groups) else self.lanes - self._behind
+        loss = loss[: max(1, known)]
+        self._width = len(loss)
+        if not first and self._last is not None:
+            self._timed = (self._timed[0] + (chunk.step - self._step) * len(loss), self._timed[1] + now - self._last)
+        self._step, self._last = chunk.step, now
+        self._alive = int(np.isfinite(loss[:, -1]).sum()) if loss.shape[1] else len(loss)
+        self.over = self._step >= self.steps or not self._alive
         finite = loss[np.isfinite(loss).all(1)]
         if finite.size:
-            self.best = np.fmin(self.best, finite.mean(1).min())
-        if chunk.evaluation is not None and np.isfinite(chunk.evaluation["loss"]).any():
-            self.held_out = np.fmin(self.held_out, np.nanmin(chunk.evaluation["loss"]))
+            self.best = float(np.fmin(self.best, finite.mean(1).min()))
+        held_out = np.ravel((chunk.evaluation or {}).get("loss", np.nan))
+        if np.isfinite(held_out).any():
+            self.held_out = float(np.fmin(self.held_out, held_out[np.isfinite(held_out)].min()))
 
-    def __str__(self) -> str:
-        parts = []
-        if self._first and self.done > self._first[1]:
-            rate = (self.done - self._first[1]) * self.lanes / (time.perf_counter() - self._first[0])
-            parts.append(f"{_count(rate)} lane-steps/s" if self.lanes > 1 else f"{_count(rate)} steps/s")
+    @property
+    def share(self) -> float:
+        total = self.steps * self.lanes
+        done = self._behind * self.steps + (self.steps if self.over else self._step) * self._width
+        return min(1.0, done / total) if total else 1.0
+
+    @property
+    def between(self) -> bool:
+        """Whether a structure is through and another is still to come."""
+        return self.over and self._behind + self._width < self.lanes
+
+    @property
+    def place(self) -> str:
+        step = f"step {self._step}/{self.steps}"
+        if len(self.groups) > 1:
+            return f"{step} of structure {self._structure + 1}/{len(self.groups)}"
+        return f"{step} of structure {self._structure + 1}" if self._structure else step
+
+    @property
+    def rate(self) -> float | None:
+        """Lane-steps a second, compiling left out; None before it is known."""
+        return self._timed[0] / self._timed[1] if self._timed[1] > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self.rate is None or self.share >= 1 else (1 - self.share) * self.steps * self.lanes / self.rate
+
+    @property
+    def facts(self) -> list[str]:
+        diverged = self._behind_diverged + self._width - self._alive
+        facts = []
+        if self.rate is not None:
+            facts.append(f"{_count(self.rate)} {'lane-steps' if self.lanes > 1 else 'steps'}/s")
         if np.isfinite(self.best):
-            parts.append(f"best loss {self.best:.4g}")
+            facts.append(f"best loss {self.best:.3g}")
         if np.isfinite(self.held_out):
-            parts.append(f"held-out {self.held_out:.4g}")
-        if self.diverged:
-            parts.append(f"{self.diverged} diverged" if self.lanes > 1 else "diverged")
-        return "  ".join(parts)
+            facts.append(f"held-out {self.held_out:.3g}")
+        if diverged:
+            facts.append(f"{diverged} of {self.lanes} diverged" if self.lanes > 1 else "diverged")
+        return facts
 
 
 def _count(rate: float) -> str:
-    return f"{rate / 1e3:.1f}k" if rate >= 1e3 else f"{rate:.0f}"
+    return f"{rate / 1e6:.2f}M" if rate >= 1e6 else f"{rate / 1e3:.1f}k" if rate >= 1e4 else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"

@@ -1,47 +1,165 @@
-"""Rows of trials as a table, and what is worth saying about the best."""
+"""Rows of trials as a table, and what is worth saying about the best and about a single run."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
-METRICS = {"train_loss": "train loss", "held_out_loss": "held-out loss", "held_out_accuracy": "accuracy"}
+GAUGE = 9  # characters
+WIDTH = 12  # of a column of swept numbers, at most where it can be helped
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], limit: int = 10) -> Table:
-    """The best `limit` trials: rank, the swept numbers, final losses and accuracy, with ± the spread over seeds where there are several."""
-    table = Table(title=f"the best {min(limit, len(rows))} of {len(rows)} recipes", title_justify="left", box=None, pad_edge=False)
-    table.add_column("", justify="right")
+    """The first `limit` trials of `rows`, best first: rank, the swept numbers, final losses and accuracy; ± is over seeds.
+
+    Two rows below say where the best lies between the ends of each range. Six swept numbers fit 100 columns, beyond four at the price
+    of the train loss.
+    """
+    shown, failed = rows[:limit], sum(row["status"] == "diverged" for row in rows)
+    title = f"the best {len(shown)} of {len(rows)} recipes" if len(shown) < len(rows) else f"{len(rows)} recipes, best first"
+    title += f"; {failed} diverged" if failed else ""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    narrow = len(space) > 3
+    table.collapse_padding = narrow
+    table.add_column("#", justify="right", no_wrap=True)
     for path in space:
-        table.add_column(path.replace(".", "\n", 1), justify="right")
-    shown = [metric for metric in METRICS if metric in rows[0]]
-    for metric in shown:
-        table.add_column(METRICS[metric].replace(" ", "\n"), justify="right")
-    for rank, row in enumerate(rows[:limit], 1):
-        numbers = [f"{row[path]:.3g}" for path in space]
-        cells = ["diverged" if row["status"] == "diverged" else _metric(row, metric) for metric in shown]
-        table.add_row(str(rank), *numbers, *cells, style="dim" if row["status"] == "diverged" else "bold" if rank == 1 else None)
+        table.add_column(_heading(path, narrow), justify="right", no_wrap=True)
+    metrics = [metric for metric in _metrics(rows) if len(space) <= 4 or metric != "train_loss"]
+    for metric in metrics:
+        table.add_column(metric.replace("held_out_", "held-out\n").replace("train_", "train\n"), justify="right", no_wrap=True)
+    decimals = [_decimals(metric, shown) for metric in metrics]
+    for rank, row in enumerate(shown, 1):
+        cells = [number(row[path], distribution) for path, distribution in space.items()]
+        style = "dim" if row["status"] == "diverged" else "bold" if rank == 1 else None
+        table.add_row(str(rank), *cells, *_cells(row, metrics, decimals, narrow), style=style, end_section=rank == len(shown))
+    if shown and space and _ranked(shown[0]):
+        table.add_row("", *[_Gauge(distribution.position(shown[0][path])) for path, distribution in space.items()])
+        ends = [span(distribution) for distribution in space.values()]
+        table.add_row("", *[end if len(end) <= (WIDTH if not narrow else 8) else end.replace(" to ", "\nto ") for end in ends], style="dim")
+        table.caption = "Under the numbers: their ranges, and where in them the best lies."
     return table
+
+
+def edge_notes(edges: Mapping[str, str], space: Mapping[str, Any], best: Mapping[str, float]) -> list[str]:
+    """A sentence for each swept number whose best value lies at an end of its range.
+
+    edges: path -> "low" or "high". best: path -> value.
+    """
+    return [
+        f"{path}: the best, {number(best[path], space[path])}, lies at the {edge} end of its range {span(space[path])}: widen it there"
+        for path, edge in edges.items()
+    ]
 
 
 def notes(best: Mapping[str, Any], space: Mapping[str, Any], edges: Mapping[str, str]) -> list[str]:
     """Where each number of the best trial lies in its range; a best at the edge of the range is said."""
     lines = []
     for path, distribution in space.items():
-        if not distribution.high > distribution.low:
-            continue
-        span = f"{distribution.low:g} to {distribution.high:g}"
         if path in edges:
-            lines.append(f"{path}: the best, {best[path]:.3g}, lies at the {edges[path]} end of {span}: widen the range there")
-        else:
-            lines.append(f"{path}: the best, {best[path]:.3g}, lies {distribution.position(best[path]):.0%} of the way from {span}")
+            lines += edge_notes({path: edges[path]}, space, best)
+        elif distribution.high > distribution.low:
+            place = f"{distribution.position(best[path]):.0%} of the way up its range {span(distribution)}"
+            lines.append(f"{path}: the best, {number(best[path], distribution)}, lies {place}")
     return lines
 
 
-def _metric(row: Mapping[str, Any], metric: str) -> str:
-    number = f"{row[metric]:.1%}" if metric.endswith("accuracy") else f"{row[metric]:.4f}"
-    spread = row.get(f"{metric}_std")
-    if spread is None or not math.isfinite(spread):
-        return number
-    return f"{number} ± {spread:.1%}" if metric.endswith("accuracy") else f"{number} ± {spread:.4f}"
+def run_lines(
+    history: Mapping[str, np.ndarray],
+    evaluation: Mapping[str, float],
+    diverged_at: int | None,
+    seconds: float,
+    compile_seconds: float,
+) -> list[str]:
+    """What a single run came to, in two lines. history: metric -> [steps]; the train loss is the mean of its last twentieth."""
+    loss = np.asarray(history["loss"], np.float64)
+    if diverged_at is not None:
+        first = f"diverged at step {diverged_at}: try a smaller learning rate"
+    else:
+        parts = [f"train loss {loss[-max(1, len(loss) // 20) :].mean():.4g}"] if len(loss) else ["no steps were taken"]
+        parts += [f"held-out {name} {_plain(name, value)}" for name, value in evaluation.items()]
+        first = "  ".join(parts)
+    done = len(loss) if diverged_at is None else diverged_at + 1
+    rate = f" ({done / seconds:,.0f} steps/s)" if seconds > 0 and done else ""
+    return [first, f"{seconds:.1f} s{rate} after {compile_seconds:.1f} s of compiling"]
+
+
+def number(value: float, distribution: Any) -> str:
+    """A swept number, short: three digits, an integer in full, a choice as it was given."""
+    if distribution.kind == "int_uniform":
+        return f"{value:.0f}"
+    return f"{value:g}" if distribution.kind == "choice" else f"{value:.3g}"
+
+
+def span(distribution: Any) -> str:
+    """The ends of a range, "1e-05 to 1"."""
+    return f"{distribution.low:g} to {distribution.high:g}"
+
+
+class _Gauge:
+    """A place between two ends, drawn."""
+
+    def __init__(self, position: float):
+        self.at = round(min(max(position, 0.0), 1.0) * (GAUGE - 1))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line, dot = ("-", "o") if options.ascii_only else ("─", "●")
+        yield Text.assemble((line * self.at, "dim"), (dot, "bold cyan"), (line * (GAUGE - 1 - self.at), "dim"), justify="right")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Any:
+        from rich.measure import Measurement
+
+        return Measurement(GAUGE, GAUGE)
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The final metrics of the rows: train loss, held-out loss, then the others."""
+    known = [key for key in (rows[0] if rows else {}) if key.startswith(("train_", "held_out_")) and not key.endswith("_std")]
+    first = ("train_loss", "held_out_loss")
+    return [key for key in first if key in known] + [key for key in known if key not in first]
+
+
+def _ranked(row: Mapping[str, Any]) -> bool:
+    return any(math.isfinite(row[metric]) for metric in _metrics([row]))
+
+
+def _heading(path: str, narrow: bool) -> Text:
+    """A path broken at its dots, and within a long name, so that the numbers decide how wide the column is."""
+    parent, dot, name = path.rpartition(".")
+    if len(name) > WIDTH or narrow:
+        name = name.replace("_", "_\n")
+    return Text.assemble((f"{parent}{dot}".replace(".", ".\n"), "dim"), name)
+
+
+def _cells(row: Mapping[str, Any], metrics: Sequence[str], decimals: Sequence[int], narrow: bool) -> list[str]:
+    if row["status"] == "diverged" and not _ranked(row):
+        # With several seeds it matters whether all of them failed.
+        seeds = any(f"{metric}_std" in row for metric in metrics)
+        return [f"diverged ({row['diverged']} seed{'s' * (row['diverged'] > 1)})" if seeds else "diverged"][: len(metrics)]
+    return [_spread(row, metric, places, narrow) for metric, places in zip(metrics, decimals, strict=True)]
+
+
+def _spread(row: Mapping[str, Any], metric: str, decimals: int, narrow: bool) -> str:
+    shown, spread = _plain(metric, row[metric], decimals), row.get(f"{metric}_std", math.nan)
+    if not math.isfinite(spread):
+        return shown
+    spread = _plain(metric, spread, decimals).rjust(5 if metric.endswith("accuracy") else 0)
+    return shown + ("\n±" if narrow else " ±") + spread
+
+
+def _decimals(metric: str, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Places after the point that leave the least of a column at least two digits."""
+    least = min((abs(row[metric]) for row in rows if math.isfinite(row[metric]) and row[metric]), default=1.0)
+    return 4 if least >= 0.01 else 5
+
+
+def _plain(metric: str, value: float, decimals: int = 4) -> str:
+    if not math.isfinite(value):
+        return "-"
+    if metric.endswith("accuracy"):
+        return f"{value:.1%}"
+    return f"{value:.{decimals}f}" if value == 0 or 1e-4 <= abs(value) < 1e3 else f"{value:.3g}"

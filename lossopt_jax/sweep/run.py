@@ -17,7 +17,6 @@ from ..models import Model
 from ..recipe import Recipe
 from ..step import init_state
 from ..train import (
-    COMPILER_OPTIONS,
     EVALUATION_BATCH,
     Carry,
     Outcome,
@@ -25,6 +24,7 @@ from ..train import (
     Progress,
     Run,
     chunk_length,
+    compile_together,
     evaluate,
     evaluation_steps,
     host_loop,
@@ -129,17 +129,19 @@ def lanes_program(
     def advance(recipe: Recipe, seed: jax.Array, carry: Carry, data: Batch, indices: jax.Array, count: jax.Array) -> Any:
         return train_chunk(model, recipe, carry, data, indices[seed], count)
 
-    options = COMPILER_OPTIONS.get(jax.default_backend())
-    carry = jax.jit(over_lanes(start, 2), compiler_options=options)(recipes, seed, jax.device_put(inputs, whole))
+    inputs = jax.device_put(inputs, whole)
+    shapes = jax.eval_shape(over_lanes(start, 2), recipes, seed, inputs)
+    carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), shapes)
     indices = jax.ShapeDtypeStruct((max(s for _, s in lanes) + 1, chunk_length(run), run.batch_size), jnp.int32, sharding=whole)
-    chunk = jax.jit(over_lanes(advance, 3), donate_argnums=2).lower(recipes, seed, carry, data, indices, 0).compile(options)
-    score = None
-    if held_out is not None:
-        score = jax.jit(over_lanes(partial(_score, model), 2)).lower(recipes, carry, held_out).compile(options)
+    begin, chunk, score = compile_together(
+        jax.jit(over_lanes(start, 2)).lower(recipes, seed, inputs),
+        jax.jit(over_lanes(advance, 3), donate_argnums=2).lower(recipes, seed, carry, data, indices, 0),
+        held_out and jax.jit(over_lanes(partial(_score, model), 2)).lower(recipes, carry, held_out),
+    )
     return Program(
-        carry,
+        begin(recipes, seed, inputs),
         lambda carry, indices, count: chunk(recipes, seed, carry, data, jax.device_put(indices, whole), count),
-        None if score is None else lambda carry: score(recipes, carry, held_out),
+        score and (lambda carry: score(recipes, carry, held_out)),
         time.perf_counter() - started,
     )
 
