@@ -75,6 +75,7 @@ def train_chunk(
     does not compile again.
     """
 
+    @jax.jit  # traced once for the shapes and the loop
     def one(state: TrainState, i: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         return train_step(model, recipe, state, take(data, indices[i]))
 

@@ -396,6 +396,14 @@ def test_an_ignored_label_is_in_no_pair(name):
     np.testing.assert_array_equal(gradient[3], 0)
 
 
+def test_semi_hard_negatives_are_strictly_farther():
+    # From 0 the positive is at 1 and so is a negative: the one at 3 is taken, 1 - 3 + 1.5 < 0; with the tie it would be 1.5.
+    x, labels = np.float32([[0.0], [1.0], [-1.0], [3.0]]), np.array([0, 0, 1, 1], np.int32)
+    values = value("triplet_semi_hard", x, labels, margin=1.5)
+    assert values[0] == 0
+    np.testing.assert_allclose(values, semi_hard_64(x.astype(np.float64), labels, margin=1.5), rtol=1e-6)
+
+
 def test_the_mean_counts_anchors_that_have_a_pair():
     for name in ("triplet_batch_hard", "triplet_semi_hard", "supervised_contrastive"):
         loss = getattr(losses, name)

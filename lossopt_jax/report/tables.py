@@ -14,17 +14,17 @@ GAUGE = 9  # characters
 WIDTH = 12  # of a column of swept numbers, at most where it can be helped
 
 
-def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], limit: int = 10) -> Table:
+def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], limit: int = 10, width: int = 100) -> Table:
     """The first `limit` trials of `rows`, best first: rank, the swept numbers, final losses and accuracy; ± is over seeds.
 
-    Two rows below say where the best lies between the ends of each range. Six swept numbers fit 100 columns, beyond four at the price
-    of the train loss.
+    Two rows below say where the best lies between the ends of each range. Six swept numbers fit a width of 100 columns, more
+    than four at the price of the train loss; three fit 80.
     """
     shown, failed = rows[:limit], sum(row["status"] == "diverged" for row in rows)
     title = f"the best {len(shown)} of {len(rows)} recipes" if len(shown) < len(rows) else f"{len(rows)} recipes, best first"
     title += f"; {failed} diverged" if failed else ""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    narrow = len(space) > 3
+    narrow = len(space) > 3 or width < 96
     table.collapse_padding = narrow
     table.add_column("#", justify="right", no_wrap=True)
     for path in space:

@@ -108,18 +108,20 @@ def lanes_program(
     recipes, seed = jax.device_put((recipes, seed), split)
     data, held_out = jax.device_put((data, held_out), whole)
 
+    turns = jnp.int32(len(lanes) // (plan.devices * plan.width))
+
     def over_lanes(f: Callable[..., Any], per_lane: int) -> Callable[..., Any]:
         """`f` of `per_lane` lane arguments and any number of shared ones, over devices, then groups in turn, then side by side."""
 
-        def on_device(*args: Any) -> Any:
+        def on_device(turns: jax.Array, *args: Any) -> Any:
             own, shared = args[:per_lane], args[per_lane:]
-            side_by_side = jax.vmap(lambda *own: f(*own, *shared))
             grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, plan.width, *leaf.shape[1:]), own)
-            return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(lambda group: side_by_side(*group), grouped))
+            results = _in_turn(jax.jit(jax.vmap(lambda *own: f(*own, *shared))), grouped, turns)
+            return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
 
-        def everywhere(*args: Any) -> Any:
-            specs = tuple(P("lanes") if i < per_lane else P() for i in range(len(args)))
-            return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)(*args)
+        def everywhere(turns: jax.Array, *args: Any) -> Any:
+            specs = (P(), *(P("lanes") if i < per_lane else P() for i in range(len(args))))
+            return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("lanes"), check_vma=False)(turns, *args)
 
         return everywhere
 
@@ -130,20 +132,38 @@ def lanes_program(
         return train_chunk(model, recipe, carry, data, indices[seed], count)
 
     inputs = jax.device_put(inputs, whole)
-    shapes = jax.eval_shape(over_lanes(start, 2), recipes, seed, inputs)
+    shapes = jax.eval_shape(over_lanes(start, 2), turns, recipes, seed, inputs)
     carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), shapes)
     indices = jax.ShapeDtypeStruct((max(s for _, s in lanes) + 1, chunk_length(run), run.batch_size), jnp.int32, sharding=whole)
     begin, chunk, score = compile_together(
-        jax.jit(over_lanes(start, 2)).lower(recipes, seed, inputs),
-        jax.jit(over_lanes(advance, 3), donate_argnums=2).lower(recipes, seed, carry, data, indices, 0),
-        held_out and jax.jit(over_lanes(partial(_score, model), 2)).lower(recipes, carry, held_out),
+        jax.jit(over_lanes(start, 2)).lower(turns, recipes, seed, inputs),
+        jax.jit(over_lanes(advance, 3), donate_argnums=3).lower(turns, recipes, seed, carry, data, indices, 0),
+        held_out and jax.jit(over_lanes(partial(_score, model), 2)).lower(turns, recipes, carry, held_out),
     )
     return Program(
-        begin(recipes, seed, inputs),
-        lambda carry, indices, count: chunk(recipes, seed, carry, data, jax.device_put(indices, whole), count),
-        score and (lambda carry: score(recipes, carry, held_out)),
+        begin(turns, recipes, seed, inputs),
+        lambda carry, indices, count: chunk(turns, recipes, seed, carry, data, jax.device_put(indices, whole), count),
+        score and (lambda carry: score(turns, recipes, carry, held_out)),
         time.perf_counter() - started,
     )
+
+
+def _in_turn(f: Callable[..., Any], groups: tuple[Any, ...], turns: jax.Array) -> Any:
+    """`f` of each group, one after another. `turns`, their number, is traced: a loop of one turn would otherwise be compiled away and
+    its program, so the last bits of a lane, would depend on how many lanes there are. `f` is jitted, so that it is traced once."""
+
+    def at(i: Any) -> tuple[Any, ...]:
+        return jax.tree.map(lambda leaf: leaf[i], groups)
+
+    room = len(jax.tree.leaves(groups)[0])
+    results = jax.tree.map(lambda s: _empty((room, *s.shape), s.dtype), jax.eval_shape(lambda: f(*at(0))))
+    return jax.lax.fori_loop(0, turns, lambda i, results: jax.tree.map(lambda all, one: all.at[i].set(one), results, f(*at(i))), results)
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), shape)
+    return jnp.zeros(shape, dtype)
 
 
 def _score(model: Model, recipe: Recipe, carry: Carry, held_out: Batch) -> dict[str, jax.Array]:

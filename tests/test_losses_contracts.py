@@ -1,0 +1,188 @@
+"""What every loss promises, run over `losses.__all__`: a new loss is an entry in EXAMPLES, and fails here until it is one.
+
+Each loss is compiled once for its values and derivatives, and once for lanes of its numbers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lossopt_jax import losses
+from lossopt_jax.recipe import Bound, bind
+
+RNG = np.random.default_rng(11)
+NUMBERS = RNG.normal(size=(6,)).astype(np.float32), RNG.normal(size=(6,)).astype(np.float32)
+PAIRS = RNG.normal(size=(6, 2)).astype(np.float32)
+LOGITS = RNG.normal(size=(6, 5)).astype(np.float32)
+LABELS = np.array([0, 3, 1, 1, 4, 3])
+PROBS = RNG.dirichlet(np.ones(5), 6).astype(np.float32)
+BITS = RNG.integers(0, 2, (6, 5))
+SIGNS = np.array([1, -1, 1, 1, -1, -1])
+IMAGES = RNG.normal(size=(2, 6, 5, 3)).astype(np.float32)
+CLASS_MASKS = RNG.integers(0, 3, (2, 6, 5))
+BIT_MASKS = RNG.integers(0, 2, (2, 6, 5, 3))
+EMBEDDINGS = RNG.normal(size=(3, 6, 4)).astype(np.float32)
+WEIGHTS = [0.5, 1.0, 2.0, 0.25, 1.5]
+
+_regression = dict.fromkeys(
+    "adaptive_robust charbonnier expectile huber log_cosh mae mape mse quantile smooth_l1 wing".split(), (*NUMBERS, {})
+)
+_likelihood = {
+    "gaussian_nll": (PAIRS, NUMBERS[1], {}),
+    "laplace_nll": (PAIRS, NUMBERS[1], {}),
+    "student_t_nll": (PAIRS, NUMBERS[1], {}),
+    "poisson_nll": (NUMBERS[0], np.abs(NUMBERS[1]), {}),
+    "tweedie": (NUMBERS[0], np.abs(NUMBERS[1]), {}),
+    "msle": (np.abs(NUMBERS[0]), np.abs(NUMBERS[1]), {}),
+}
+_classification = {
+    **dict.fromkeys("asymmetric binary_cross_entropy binary_focal".split(), (NUMBERS[0], SIGNS // 2 + 1, {})),
+    **dict.fromkeys("cross_entropy nll poly focal multi_margin".split(), (LOGITS, LABELS, {"class_weights": WEIGHTS})),
+    **dict.fromkeys("evidential generalized_cross_entropy multiclass_hinge symmetric_cross_entropy".split(), (LOGITS, LABELS, {})),
+    **dict.fromkeys("js_divergence kl_divergence sparsemax".split(), (LOGITS, PROBS, {})),
+    **dict.fromkeys("hinge squared_hinge".split(), (NUMBERS[0], SIGNS, {})),
+    "multilabel_soft_margin": (LOGITS, BITS, {"class_weights": WEIGHTS}),
+    "ordinal": (LOGITS[:, :4], LABELS, {}),
+    "logit_adjusted": (LOGITS, LABELS, {"priors": WEIGHTS}),
+    "class_balanced": (LOGITS, LABELS, {"class_counts": [3.0, 10.0, 5.0, 20.0, 1.0], "beta": 0.75}),
+}
+_segmentation = {
+    **dict.fromkeys("dice iou tversky focal_tversky generalized_dice log_cosh_dice".split(), (IMAGES, CLASS_MASKS, {})),
+    **dict.fromkeys("batch_dice batch_iou batch_tversky lovasz_softmax cl_dice".split(), (IMAGES, CLASS_MASKS, {})),
+    **dict.fromkeys("boundary hausdorff dice_cross_entropy dice_focal".split(), (IMAGES, CLASS_MASKS, {})),
+    **dict.fromkeys(
+        "binary_dice binary_iou binary_tversky binary_focal_tversky binary_log_cosh_dice lovasz_hinge binary_cl_dice binary_boundary "
+        "binary_hausdorff binary_dice_cross_entropy binary_dice_focal".split(),
+        (IMAGES[..., 0], BIT_MASKS[..., 0], {}),
+    ),
+    **dict.fromkeys(
+        "multilabel_dice multilabel_iou multilabel_tversky multilabel_focal_tversky batch_multilabel_dice batch_multilabel_iou".split(),
+        (IMAGES, BIT_MASKS, {}),
+    ),
+}
+_contrastive = {
+    **dict.fromkeys("arcface cosface".split(), (np.tanh(LOGITS), LABELS, {})),
+    **dict.fromkeys("clip siglip info_nce ntxent".split(), (tuple(EMBEDDINGS[:2]), None, {})),
+    "contrastive": (tuple(EMBEDDINGS[:2]), SIGNS // 2 + 1, {}),
+    "cosine": (*EMBEDDINGS[:2], {}),
+    "cosine_embedding": (tuple(EMBEDDINGS[:2]), SIGNS, {}),
+    "triplet": (tuple(EMBEDDINGS), None, {}),
+    **dict.fromkeys("supervised_contrastive triplet_batch_hard triplet_semi_hard".split(), (EMBEDDINGS[0], LABELS // 2, {})),
+    "margin_ranking": (NUMBERS, SIGNS, {}),
+    **dict.fromkeys("lambdarank listwise_softmax pairwise_logistic".split(), (LOGITS, BITS * 1.0, {})),
+}
+# name -> (outputs, targets, numbers to bind). A room's author adds a table of theirs.
+EXAMPLES = {**_regression, **_likelihood, **_classification, **_segmentation, **_contrastive}
+
+# Where the true value or slope at logits of 1e4 has no float32: e^1e4, or divided by e^-1e4.
+OVERFLOWS = {"poisson_nll", "tweedie", "gaussian_nll", "laplace_nll"}
+
+
+def test_every_loss_has_an_example():
+    assert sorted(EXAMPLES) == sorted(losses.__all__)
+    assert len(set(losses.__all__)) == len(losses.__all__)
+
+
+@functools.cache
+def bound(name) -> Bound:
+    return bind(getattr(losses, name), **EXAMPLES[name][2])
+
+
+@functools.cache
+def program(name):
+    """Values, gradient of their sum, and the directional derivative along ones; the list counts traces."""
+    traces = []
+
+    @jax.jit
+    def run(loss, outputs, targets):
+        traces.append(1)
+        values, tangents = jax.jvp(lambda o: loss(o, targets), (outputs,), (jax.tree.map(jnp.ones_like, outputs),))
+        return values, jax.grad(lambda o: loss(o, targets).sum())(outputs), tangents
+
+    return run, traces
+
+
+def lanes(loss):
+    """The loss with each of its numbers changed in turn, and as it is."""
+    changed = {name: np.where(value == 0, np.float32(0.125), value * np.float32(0.75)) for name, value in loss.hparams.items()}
+    return [loss, *(Bound(loss.fn, {**loss.hparams, name: value}, loss.options) for name, value in changed.items())]
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_jit_vmap_and_one_trace(name):
+    """Compiled equals eager (to rounding: XLA fuses and contracts), lanes equal a loop, forward mode equals reverse, one trace serves all."""
+    outputs, targets, _ = EXAMPLES[name]
+    run, traces = program(name)
+    one_by_one = [run(loss, outputs, targets) for loss in lanes(bound(name))]
+    assert len(traces) == 1
+    values, grads, tangents = one_by_one[0]
+    np.testing.assert_allclose(values, bound(name)(outputs, targets), rtol=2e-6, atol=1e-6)
+    total = sum(float(np.sum(g, dtype=np.float64)) for g in jax.tree.leaves(grads))
+    size = sum(float(np.abs(g).sum()) for g in jax.tree.leaves(grads))
+    np.testing.assert_allclose(np.sum(tangents, dtype=np.float64), total, rtol=1e-5, atol=1e-5 * (1 + size))
+    assert size > 0
+    stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *lanes(bound(name)))
+    together = jax.jit(jax.vmap(lambda loss: loss(outputs, targets)))(stacked) if bound(name).hparams else one_by_one[0][0][None]
+    np.testing.assert_allclose(together, [values for values, _, _ in one_by_one], rtol=2e-6, atol=1e-6)
+    for i, number in enumerate(bound(name).hparams):
+        assert np.isfinite(together[i + 1]).all(), number
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_values_are_one_per_example_in_float32(name):
+    outputs, targets, _ = EXAMPLES[name]
+    batch = jax.tree.leaves(outputs)[0].shape[0]
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+        half = jax.tree.map(lambda x, dtype=dtype: jnp.asarray(x).astype(dtype), outputs)
+        values, pull = jax.eval_shape(lambda o: jax.vjp(lambda o: bound(name)(o, targets), o), half)
+        assert values.dtype == jnp.float32
+        assert values.ndim >= 1
+        assert values.shape[0] == batch or name.startswith("batch_")
+        grads = jax.eval_shape(jax.grad(lambda o: bound(name)(o, targets).sum()), half)
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_extremes_are_finite(name):
+    """Logits at 1e4 of either sign in any mixture, all equal, and all 0."""
+    outputs, targets, _ = EXAMPLES[name]
+    run, _ = program(name)
+    rng = np.random.default_rng(1)
+    sign = (lambda x: np.ones_like(x)) if name == "msle" else (lambda x: rng.choice([-1, 0, 1], np.shape(x)).astype(np.float32))
+    for extreme in (lambda x: 1e4 * sign(x), lambda x: np.full_like(x, 1e4), np.zeros_like):
+        if name in OVERFLOWS and extreme is not np.zeros_like:
+            continue
+        for part in jax.tree.leaves(run(bound(name), jax.tree.map(lambda x, f=extreme: f(x).astype(np.float32), outputs), targets)):
+            assert np.isfinite(part).all()
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_shapes_that_do_not_match_raise(name):
+    """(n,) against (n, 1) would be (n, n) unseen."""
+    outputs, targets, _ = EXAMPLES[name]
+    if targets is None:
+        outputs = (outputs[0][:-1], *outputs[1:])
+    else:
+        targets = np.asarray(targets)[..., None]
+    with pytest.raises(ValueError, match=r"\(.*\).*\(.*\)"):
+        jax.eval_shape(bound(name), outputs, targets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", losses.__all__)
+def test_gradients_in_float64(name):
+    """Along a direction, against central differences of the values, for outputs and for each number; float64 stays float64."""
+    outputs, targets, _ = EXAMPLES[name]
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (bound(name), outputs))
+        rng = np.random.default_rng(4)
+        direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), wide)
+        values = jax.jit(lambda at: at[0](at[1], targets))
+        slope = jax.jit(lambda at, d: jax.jvp(lambda at: at[0](at[1], targets), (at,), (d,))[1])(wide, direction)
+        h = 1e-6
+        ahead, behind = (values(jax.tree.map(lambda x, d, s=s: x + s * h * d, wide, direction)) for s in (1, -1))
+        assert values(wide).dtype == jnp.float64
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-6)
