@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 # `bind` looks for these two by identity: a keyword-only parameter that carries one is a traced number, any other is structure.
-Scalar = Annotated[ArrayLike, "a hyper-parameter"]
-Vector = Annotated[ArrayLike | Sequence[float], "a vector of hyper-parameters"]
+Scalar = Annotated[float | jax.Array, "a hyper-parameter"]
+Vector = Annotated[float | jax.Array | Sequence[float], "a vector of hyper-parameters"]
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
     inputs: PyTree
     targets: PyTree
-    weights: jax.Array | None = None
+    weights: Any = None
 
 
 def check_same_shape(outputs: jax.Array, targets: jax.Array, *, loss: str) -> None:
@@ -37,7 +37,7 @@ def check_same_shape(outputs: jax.Array, targets: jax.Array, *, loss: str) -> No
         )
 
 
-def to_float32(x: ArrayLike) -> jax.Array:
+def to_float32(x: ArrayLike | Sequence[float]) -> jax.Array:
     """`x` in float32, or as it is in float64: half precision is widened before any arithmetic, float64 stays exact."""
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

@@ -56,7 +56,7 @@ def from_linen(module: nn.Module) -> Model:
     """
     accepted = inspect.signature(type(module).__call__).parameters
 
-    def mode(train: bool) -> dict[str, bool]:
+    def mode(train: bool) -> dict[str, Any]:
         return {name: f(train) for name, f in _MODES.items() if name in accepted and getattr(module, name, None) is None}
 
     def init(key: jax.Array, inputs: PyTree) -> tuple[Params, PyTree]:

@@ -70,9 +70,11 @@ class Bound:
         return f"bind({', '.join([_name(self.fn), *(f'{k}={_show(v)}' for k, v in values.items())])})"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Bound) or jax.tree.structure(self) != jax.tree.structure(other):
+        if not isinstance(other, Bound):
             return False
-        return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True))
+        mine: Any = jax.tree.structure(self)
+        leaves = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=False)
+        return mine == jax.tree.structure(other) and all(np.array_equal(a, b) for a, b in leaves)
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -56,16 +56,17 @@ def loss_total(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree,
     class weight where there are any): that multiplies `weights` in the denominator; the loss has it in its values already.
     """
     if weights is not None:
-        outputs = jax.tree.map(lambda x: mask_leading(x, weights), outputs)
-        targets = jax.tree.map(lambda x: mask_leading(x, weights), targets)
+        ignored = getattr(loss, "options", {}).get("ignore_index", 0)  # where the loss has a label for it, no other class is named
+        outputs = jax.tree.map(lambda x: masked(x, weights), outputs)
+        targets = jax.tree.map(lambda x: masked(x, weights, ignored), targets)
     values = loss(outputs, targets)
     if jnp.ndim(values) == 0:
         raise ValueError("a loss returns one value per example, [b, ...]; this one returned a single number, so it averages by itself")
     own = own_weights(loss, targets)
     if own is None:
         return weighted_total(values, weights)
-    total, _ = weighted_total(values, weights)
-    return Total(total, weighted_total(own, weights).total)
+    own = _broadcast_leading(to_float32(own), values.shape, "values")
+    return Total(weighted_total(values, weights).total, weighted_total(own, weights).total)
 
 
 def hits_total(hits: jax.Array, own: jax.Array | None, weights: jax.Array | None = None) -> Total:
@@ -76,12 +77,17 @@ def hits_total(hits: jax.Array, own: jax.Array | None, weights: jax.Array | None
     return weighted_total(hits, weights)
 
 
-def mask_leading(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """`x` with 0 wherever the weight is 0; the weights' axes are the leading ones of `x`."""
-    keep = jnp.asarray(weights) != 0
-    if keep.ndim > jnp.ndim(x) or jnp.shape(x)[: keep.ndim] != keep.shape:
-        return x  # weights of the values' shape may be finer than this array
-    return jnp.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, jnp.zeros((), x.dtype))
+def masked(x: jax.Array, weights: jax.Array, label: int = 0) -> jax.Array:
+    """`x` [b, ...] with 0, or `label` where it holds integers, wherever the weight is 0.
+
+    weights: [b], or the shape of `x` with or without its last axis. Of any other shape only examples without any weight are masked,
+    since which axes it shares with `x` cannot be told.
+    """
+    x, keep = jnp.asarray(x), jnp.asarray(weights) != 0
+    if keep.shape not in (x.shape, x.shape[:-1]):
+        keep = keep.any(tuple(range(1, keep.ndim)))
+    fill = label if jnp.issubdtype(x.dtype, jnp.integer) else 0
+    return jnp.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, jnp.asarray(fill, x.dtype))
 
 
 def own_weights(loss: Callable[..., jax.Array], targets: PyTree) -> jax.Array | None:

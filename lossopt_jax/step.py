@@ -9,7 +9,7 @@ import optax
 from ._types import Batch, Params, PyTree, cast_like
 from .models import Model
 from .recipe import Bound, Recipe
-from .reduce import Total, hits_total, loss_total, mask_leading, mean, own_weights
+from .reduce import Total, hits_total, loss_total, masked, mean, own_weights
 
 
 class TrainState(NamedTuple):
@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: PyTree
     model_state: PyTree
-    key: jax.Array
+    key: Any
 
 
 def init_state(model: Model, recipe: Recipe, key: jax.Array, inputs: PyTree) -> TrainState:
@@ -29,8 +29,8 @@ def init_state(model: Model, recipe: Recipe, key: jax.Array, inputs: PyTree) -> 
     params, model_state = model.init(params_key, inputs)
     opt_state = _transformation(recipe, jnp.int32(0)).init(params)
     # Weak types would make the first step's state differ from the second's, and so compile twice.
-    strong = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), (params, opt_state, model_state))
-    return TrainState(jnp.int32(0), *strong, key)
+    state = TrainState(jnp.int32(0), params, opt_state, model_state, key=None)
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), state)._replace(key=key)
 
 
 def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -43,7 +43,7 @@ def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) ->
     step = state.step
     inputs, targets, weights = batch
     if weights is not None:  # NaN under a mask would reach the gradient through the first layer's inputs
-        inputs = jax.tree.map(lambda x: mask_leading(x, weights), inputs)
+        inputs = jax.tree.map(lambda x: masked(x, weights), inputs)
     loss = recipe.loss.at(step)
 
     def objective(params: Params) -> tuple[jax.Array, PyTree]:
@@ -92,7 +92,7 @@ def global_norm(tree: PyTree) -> jax.Array:
 def _small_floats_finite(params: Params) -> jax.Array:
     # An update of finite norm keeps float32 and bfloat16 parameters finite (that norm is below 2e19, they reach 3e38), so only types of
     # a smaller range are looked through: a pass over all parameters is a tenth of a small model's step.
-    small = [jnp.isfinite(x).all() for x in jax.tree.leaves(params) if jnp.finfo(x.dtype).max < 1e30]
+    small = [jnp.isfinite(x).all() for x in jax.tree.leaves(params) if float(jnp.finfo(x.dtype).max) < 1e30]
     return jnp.all(jnp.array(small, bool))
 
 

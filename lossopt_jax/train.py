@@ -62,7 +62,7 @@ class Carry(NamedTuple):
     """A run between two chunks: its state and whether all has been finite so far."""
 
     state: TrainState
-    alive: jax.Array
+    alive: Any
 
 
 def train_chunk(

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 import lossopt_jax as lo
 from lossopt_jax.data import as_batch, batch_indices, pieces
-from lossopt_jax.reduce import Total, add, loss_total, mean, weighted_total
+from lossopt_jax.reduce import Total, add, loss_total, masked, mean, weighted_total
 from lossopt_jax.train import evaluation_steps
 
 MODEL = lo.from_linen(nn.Dense(1))
@@ -164,3 +164,32 @@ def test_reduction_of_nothing_is_zero_with_gradient_zero():
 def test_weights_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"weights \(4,\) .* \(3,\)"):
         weighted_total(jnp.ones(3), jnp.ones(4))
+
+
+def test_masks_fit_the_array_or_fall_back_to_whole_examples():
+    x = jnp.ones((2, 3, 3))
+    assert masked(x, jnp.array([1.0, 0.0])).sum() == 9
+    assert (
+        masked(x, jnp.eye(3)[:2]).tolist() == x.tolist()
+    )  # [b, c] over [b, h, w]: no telling which axis, and no example is without weight
+    assert masked(x[..., 0], jnp.eye(3)[:2]).tolist() == jnp.eye(3)[:2].tolist()
+    assert masked(x, jnp.eye(3)[:2, :3]).shape == x.shape
+    assert masked(jnp.array([4, 5]), jnp.array([0.0, 1.0]), -100).tolist() == [-100, 5]
+
+
+def test_masked_labels_are_no_class():
+    weights = jnp.array([1.0, 1.0, 0.0])
+    labels = jnp.array([0, 1, 7])  # 7 is no class at all
+    pair = loss_total(lo.bind(lo.losses.cross_entropy), jnp.eye(3), labels, weights)
+    expected = float(np.log(np.e + 2) - 1)
+    assert float(mean(pair)) == pytest.approx(expected, rel=1e-6)
+    assert float(pair.weight) == 2
+
+
+def test_class_weights_divide_by_the_weights_that_counted():
+    class_weights = [1.0, 3.0, 1.0]
+    pair = loss_total(
+        lo.bind(lo.losses.cross_entropy, class_weights=class_weights), jnp.eye(3) * jnp.array([[1.0], [2.0], [1.0]]), jnp.array([0, 1, 0])
+    )
+    values = [np.log(np.e + 2) - 1, np.log(np.e**2 + 2) - 2, np.log(np.e + 2)]
+    assert float(mean(pair)) == pytest.approx(np.average(values, weights=[1, 3, 1]), rel=1e-6)

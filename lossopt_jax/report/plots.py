@@ -50,12 +50,14 @@ def curves_figure(
     held_out = {name: np.atleast_2d(np.asarray(values, np.float64)) for name, values in evaluations.items() if name == "loss"}
     rates = np.atleast_2d(np.asarray(history["learning_rate"], np.float64)) if "learning_rate" in history else None
     seen = np.isfinite(np.concatenate([losses, *held_out.values()], 1)).any(1)
+    given = {lane: label for lane, label in zip(best or (), labels, strict=False)}
     best = [lane for lane in (_best(smooth, held_out) if best is None else best) if seen[lane]][:HIGHLIGHTED]
-    names = [*labels[: len(best)], *["" if rates is None else _rate_name(rates[lane]) for lane in best[len(labels) :]]]
+    names = [given.get(lane) or ("" if rates is None else _rate_name(rates[lane])) for lane in best]
 
     figure = _figure(10, 6.4, title)
     below = ["held_out"] * bool(held_out) + ["rate"] * (rates is not None)
-    axes = figure.subplot_mosaic([["loss"] * max(1, len(below)), *([below] if below else [])], height_ratios=[3, 2][: 1 + bool(below)])
+    mosaic: list[Any] = [["loss"] * max(1, len(below)), *([below] if below else [])]
+    axes = figure.subplot_mosaic(mosaic, height_ratios=[3, 2][: len(mosaic)])
     loss = axes["loss"]
     faint = [lane for lane in range(lanes) if lane not in best]
     _bundle(loss, at, smooth[faint][:, at])
@@ -245,7 +247,7 @@ def _legend(axis: "Axes") -> None:
     if not labels:
         return
     columns = max(1, min(3, len(labels), 130 // (max(map(len, labels)) + 8)))
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.008, 1.085), "ncols": columns, "fontsize": 8.5, "frameon": False}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.008, 1.085), "ncols": columns, "fontsize": 8.5, "frameon": False}
     legend = axis.legend(handles, labels, borderpad=0, **place)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -332,9 +334,9 @@ def _trials(axis: "Axes", x: np.ndarray, values: np.ndarray, spread: np.ndarray,
     beyond = finite & (values > limits[1])
     shown = finite & ~beyond
     bars = shown & np.isfinite(spread) & (spread > 0)
-    faint = {"color": COLOURS[0], "linewidths": 0, "zorder": 3}
+    faint: dict[str, Any] = {"color": COLOURS[0], "linewidths": 0, "zorder": 3}
     if bars.any():
-        style = {"fmt": "none", "ecolor": COLOURS[0], "alpha": 0.3, "elinewidth": 1.0}
+        style: dict[str, Any] = {"fmt": "none", "ecolor": COLOURS[0], "alpha": 0.3, "elinewidth": 1.0}
         axis.errorbar(x[bars], values[bars], spread[bars], **style, label="± one standard deviation")
     if shown.any():
         alpha = min(0.75, max(0.25, 60 / len(values)))
@@ -352,5 +354,5 @@ def _failures(axis: "Axes", x: np.ndarray, rows: Sequence[Mapping[str, Any]], va
     for which, colour, label in ((diverged, DIVERGED, "diverged"), (~diverged, FAINT, "no value")):
         gone = which & ~np.isfinite(values)
         if gone.any():
-            style = {"marker": "x", "color": colour, "linewidths": 1.3, "clip_on": False, "zorder": 4, "label": label}
+            style: dict[str, Any] = {"marker": "x", "color": colour, "linewidths": 1.3, "clip_on": False, "zorder": 4, "label": label}
             axis.scatter(x[gone], np.full(gone.sum(), edge), s=30, **style)
