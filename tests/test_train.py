@@ -167,13 +167,11 @@ def test_weights_that_do_not_fit_are_named():
 
 
 def test_masks_fit_the_array_or_fall_back_to_whole_examples():
-    x = jnp.ones((2, 3, 3))
-    assert masked(x, jnp.array([1.0, 0.0])).sum() == 9
-    assert (
-        masked(x, jnp.eye(3)[:2]).tolist() == x.tolist()
-    )  # [b, c] over [b, h, w]: no telling which axis, and no example is without weight
-    assert masked(x[..., 0], jnp.eye(3)[:2]).tolist() == jnp.eye(3)[:2].tolist()
-    assert masked(x, jnp.eye(3)[:2, :3]).shape == x.shape
+    x = jnp.ones((2, 3, 3, 3))
+    assert masked(x, jnp.array([1.0, 0.0])).sum() == 27
+    assert (masked(x, jnp.eye(3)[:2]) == x).all()  # [b, c] over [b, h, w, c]: nothing says which axis, and both examples have weight
+    assert masked(x[..., 0, 0], jnp.eye(3)[:2]).tolist() == jnp.eye(3)[:2].tolist()
+    assert masked(x[..., 0], jnp.eye(3)[:2]).sum() == 6
     assert masked(jnp.array([4, 5]), jnp.array([0.0, 1.0]), -100).tolist() == [-100, 5]
 
 
