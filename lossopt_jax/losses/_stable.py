@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 @jax.custom_jvp
 def softplus_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(-log sigmoid(-x), -log sigmoid(x)) = (log(1 + e^x), log(1 + e^-x)), from one exponential."""
-    tail = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    tail = jnp.log1p(_exp_minus_abs(x))
     return jnp.maximum(x, 0) + tail, jnp.maximum(-x, 0) + tail
 
 
@@ -28,10 +28,15 @@ def _softplus_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 def sigmoid_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(sigmoid(x), sigmoid(-x)), both to full relative precision: 1 - sigmoid(x) has none left beyond x = 17."""
-    # Not -|x|: its slope at 0 is 0, and the second derivative there would be 0 too.
-    e = jnp.exp(jnp.where(x < 0, x, -x))
-    large, small = 1 / (1 + e), e / (1 + e)
+    e = _exp_minus_abs(x)
+    large = 1 / (1 + e)
+    small = e * large
     return jnp.where(x < 0, small, large), jnp.where(x < 0, large, small)
+
+
+def _exp_minus_abs(x: jax.Array) -> jax.Array:
+    # Not -|x|: its slope at 0 is 0, and the second derivative there would be 0 too.
+    return jnp.exp(jnp.where(x < 0, x, -x))
 
 
 def hot(labels: jax.Array, classes: int) -> jax.Array:
@@ -295,10 +300,11 @@ def _log_not_p(nll: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def log_cosh_of(x: jax.Array) -> jax.Array:
-    """log cosh x = log1p(2 sinh(x / 2)^2) near 0, |x| + log1p(e^(-2 |x|)) - log 2 far from it."""
+    """log cosh x = log1p(E^2 / (2 (1 + E))), E = expm1(|x|), whose terms are >= 0; from 20 on it is |x| - log 2 to the last digit."""
     a = jnp.abs(x)
-    near = a < 1
-    return jnp.where(near, jnp.log1p(2 * jnp.square(jnp.sinh(jnp.where(near, a, 0) / 2))), a + jnp.log1p(jnp.exp(-2 * a)) - math.log(2))
+    near = jnp.minimum(a, 20)
+    e = jnp.expm1(near)
+    return jnp.log1p(e * (e / (2 * (1 + e)))) + (a - near)
 
 
 @log_cosh_of.defjvp

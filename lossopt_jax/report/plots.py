@@ -102,7 +102,8 @@ def sweep_figure(
         if first is None:
             first, limits = axis, _metric_limits(axis, values, higher)
         x = _abscissa(axis, space.get(path), np.array([row[path] for row in rows], np.float64))
-        _trials(axis, x, values, spread, limits, higher)
+        # What lies below the axis is a loss of exactly 0 on a logarithmic one: it is drawn on the lower edge.
+        _trials(axis, x, np.maximum(values, limits[0]), spread, limits)
         _failures(axis, x, rows, values, limits[0] if higher else limits[1])
         good = len(rows) and math.isfinite(values[0])
         axis.set_title(f"best at {rows[0][path]:.3g}" if good else "nothing finite to rank", fontsize=9, loc="left", color=INK)
@@ -218,6 +219,9 @@ def _limits(axis: "Axes", lanes: np.ndarray, best: Sequence[int], headroom: floa
         return
     begin = lanes[:, 0][np.isfinite(lanes[:, 0])] if lanes.shape[1] else shown
     low, high = shown.min(), max(shown.max(), np.median(begin) if len(begin) else shown.max())
+    if headroom == 1.0 and low >= 0 and high > 0:
+        # A loss of exactly 0, as a noiseless fit reaches, is drawn down to the lower edge.
+        low = max(shown[shown > 0].min(initial=high), 1e-9 * high)
     if headroom == 1.0 and low > 0 and high > 8 * low:
         axis.set_yscale("log")
         axis.set_ylim(low / 1.5, high * 2.5)
@@ -283,19 +287,26 @@ def _decimal_ticks(axis: Any, ratio: float) -> None:
 def _metric_limits(axis: "Axes", values: np.ndarray, higher: bool) -> tuple[float, float]:
     """Ends of the metric's axis, with room on the worse edge for what lies beyond it."""
     finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
     if not len(finite):
         axis.set_yticks([])
         limits = (0.0, 1.0)
-    elif not higher and finite.min() > 0 and finite.max() > 8 * finite.min():
+    elif higher:
+        span = float(finite.max() - finite.min()) or 0.1
+        limits = (finite.min() - 0.18 * span, finite.max() + 0.08 * span)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+    elif finite.min() >= 0 and len(positive) and positive.max() > 8 * positive.min():
+        low, most = positive.min(), np.quantile(finite, 0.75)
+        worst = finite[finite <= max(1e3 * low, 1.5 * most)].max()
         axis.set_yscale("log")
-        worst = finite[finite <= max(1e3 * finite.min(), 1.5 * np.quantile(finite, 0.75))].max()
-        limits = (finite.min() / 1.4, worst * (worst / finite.min()) ** 0.18)
-        _decimal_ticks(axis.yaxis, worst / finite.min())
+        limits = (low / 1.4, worst * max(1.2, (worst / low) ** 0.18))
+        _decimal_ticks(axis.yaxis, worst / low)
     else:
-        span = float(finite.max() - finite.min()) or abs(float(finite[0])) * 0.1 or 1.0
-        limits = (finite.min() - (0.18 if higher else 0.08) * span, finite.max() + (0.08 if higher else 0.18) * span)
-        if higher:
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        low, most = finite.min(), np.quantile(finite, 0.75)
+        far = finite.max() > 100 * max(abs(most), abs(low))
+        worst = finite[finite <= most + 10 * (most - low)].max() if far else finite.max()
+        span = float(worst - low) or abs(float(low)) * 0.1 or 1.0
+        limits = (low - 0.08 * span, worst + 0.18 * span)
     axis.set_ylim(limits)
     return limits
 
@@ -328,8 +339,7 @@ def _abscissa(axis: "Axes", distribution: Any, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _trials(axis: "Axes", x: np.ndarray, values: np.ndarray, spread: np.ndarray, limits: tuple[float, float], higher: bool) -> None:
-    edge = limits[0] if higher else limits[1]
+def _trials(axis: "Axes", x: np.ndarray, values: np.ndarray, spread: np.ndarray, limits: tuple[float, float]) -> None:
     finite = np.isfinite(values)
     beyond = finite & (values > limits[1])
     shown = finite & ~beyond
@@ -342,9 +352,12 @@ def _trials(axis: "Axes", x: np.ndarray, values: np.ndarray, spread: np.ndarray,
         alpha = min(0.75, max(0.25, 60 / len(values)))
         axis.scatter(x[shown], values[shown], s=22, alpha=alpha, label="trial", **faint)
         axis.axvline(x[0], color=COLOURS[1], linewidth=1.0, linestyle=":", zorder=1)
-        axis.scatter(x[0], values[0], s=190, marker="*", color=COLOURS[1], edgecolors="black", linewidths=0.7, zorder=5, label="best")
+        star: dict[str, Any] = {"marker": "*", "color": COLOURS[1], "edgecolors": "black", "linewidths": 0.7, "clip_on": False}
+        axis.scatter(x[0], values[0], s=190, zorder=5, label="best", **star)
     if beyond.any():
-        axis.scatter(x[beyond], np.full(beyond.sum(), edge), s=26, marker="^", alpha=0.6, clip_on=False, label="off the scale", **faint)
+        axis.scatter(
+            x[beyond], np.full(beyond.sum(), limits[1]), s=26, marker="^", alpha=0.6, clip_on=False, label="off the scale", **faint
+        )
     axis.set_ylim(limits)
 
 
