@@ -117,24 +117,14 @@ def sweep_figure(
     return figure
 
 
-def curves(*args: Any, **kwargs: Any) -> bytes:
-    """`curves_figure` as a PNG."""
-    return _png(curves_figure(*args, **kwargs))
-
-
-def sweep(*args: Any, **kwargs: Any) -> bytes:
-    """`sweep_figure` as a PNG."""
-    return _png(sweep_figure(*args, **kwargs))
-
-
 def write_curves(path: str | Path, *args: Any, **kwargs: Any) -> None:
     """`curves_figure` as a PNG file, whole or not there."""
-    write_bytes(path, curves(*args, **kwargs))
+    write_bytes(path, _png(curves_figure(*args, **kwargs)))
 
 
 def write_sweep(path: str | Path, *args: Any, **kwargs: Any) -> None:
     """`sweep_figure` as a PNG file, whole or not there."""
-    write_bytes(path, sweep(*args, **kwargs))
+    write_bytes(path, _png(sweep_figure(*args, **kwargs)))
 
 
 def _figure(width: float, height: float, title: str) -> "Figure":

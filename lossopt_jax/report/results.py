@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from . import folder, plots, tables
@@ -25,8 +24,8 @@ def write_run(place: Path, experiment: Any, fitted: Any) -> None:
     )
     trained = {"params": fitted.state.params, "model_state": fitted.state.model_state}
     folder.write_bytes(place / "params.msgpack", serialization.to_bytes(trained))
-    picture = plots.curves(fitted.history, fitted.evaluations, fitted.evaluation_steps, title=f"{experiment.name}: one recipe")
-    folder.write_bytes(place / "curves.png", picture)
+    title = f"{experiment.name}: one recipe"
+    plots.write_curves(place / "curves.png", fitted.history, fitted.evaluations, fitted.evaluation_steps, fitted.diverged_at, title=title)
     summary = {
         "status": "ok" if fitted.diverged_at is None else "diverged",
         "diverged_at": fitted.diverged_at,
@@ -42,12 +41,9 @@ def write_run(place: Path, experiment: Any, fitted: Any) -> None:
 def show_run(place: Path, experiment: Any, fitted: Any, console: Console | None = None) -> None:
     """Print the end of one run."""
     console = console or Console()
-    if fitted.diverged_at is not None:
-        console.print(f"diverged at step {fitted.diverged_at}: try a smaller learning rate", style="bold red")
-    else:
-        held_out = "  ".join(f"held-out {name} {value:.4g}" for name, value in fitted.evaluation.items())
-        console.print(f"train loss {_tail(fitted.history['loss']):.4g}  {held_out}", style="bold", highlight=False)
-    console.print(f"{fitted.seconds:.1f} s after {fitted.compile_seconds:.1f} s of compiling", highlight=False)
+    first, second = tables.run_lines(fitted.history, fitted.evaluation, fitted.diverged_at, fitted.seconds, fitted.compile_seconds)
+    console.print(first, style="bold red" if fitted.diverged_at is not None else "bold", highlight=False)
+    console.print(second, highlight=False)
     console.print(str(place), highlight=False, soft_wrap=True)
 
 
@@ -59,18 +55,19 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     evaluations = {f"held_out_{name}": values for name, values in swept.evaluations.items()}
     arrays = {**swept.history, **evaluations, "evaluation_steps": swept.evaluation_steps, "diverged_at": swept.diverged_at}
     folder.write_npz(place / "history.npz", arrays)
-    top = [row for row in rows if math.isfinite(row[metric])][: plots.HIGHLIGHTED]
+    top = [row for row in rows if math.isfinite(row[metric])][:5]
     title = f"{experiment.name}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
-    picture = plots.curves(
+    plots.write_curves(
+        place / "curves.png",
         swept.history,
         swept.evaluations,
         swept.evaluation_steps,
+        swept.diverged_at,
         best=[row["trial"] * swept.seeds for row in top],
         labels=[f"{rank}.  {_named(row, space)}" for rank, row in enumerate(top, 1)],
         title=title,
     )
-    folder.write_bytes(place / "curves.png", picture)
-    folder.write_bytes(place / "sweep.png", plots.sweep(rows, space, metric, title=title))
+    plots.write_sweep(place / "sweep.png", rows, space, metric, title=title)
     lane_steps = swept.lanes * swept.steps
     summary = {
         "metric": metric,
@@ -92,7 +89,7 @@ def show_sweep(place: Path, experiment: Any, swept: Any, console: Console | None
     """Print the best recipes, where the best lies, and where the files are."""
     console = console or Console()
     rows, space, diverged = swept.table(), swept.trials.space, int((swept.diverged_at >= 0).sum())
-    console.print(tables.sweep_table(rows, space))
+    console.print(tables.sweep_table(rows, space, width=console.width))
     if diverged == swept.lanes:
         console.print(f"every one of the {len(rows)} recipes diverged: try smaller learning rates", style="bold red")
     elif math.isfinite(rows[0][swept.default_metric()]):
@@ -122,10 +119,6 @@ def _write_config(place: Path, experiment: Any) -> None:
 
 def _named(row: dict[str, Any], space: Any) -> str:
     return "  ".join(f"{path.rpartition('.')[2]} {row[path]:.3g}" for path in space)
-
-
-def _tail(loss: np.ndarray) -> float:
-    return float(loss[-max(1, len(loss) // 20) :].mean()) if len(loss) else float("nan")
 
 
 def _machine() -> dict[str, Any]:
