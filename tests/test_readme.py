@@ -28,6 +28,13 @@ def test_its_commands_work(command, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example, tmp_path):
+    done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+
+
 def test_ci_runs_its_test_command():
     command = re.search(r"^    (pip install -e .* pytest)\b", README, re.MULTILINE).group(1)
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()

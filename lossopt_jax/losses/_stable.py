@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 @jax.custom_jvp
 def softplus_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(-log sigmoid(-x), -log sigmoid(x)) = (log(1 + e^x), log(1 + e^-x)), from one exponential."""
-    tail = jnp.log1p(_exp_minus_abs(x))
+    tail = jnp.log1p(jnp.exp(-jnp.abs(x)))
     return jnp.maximum(x, 0) + tail, jnp.maximum(-x, 0) + tail
 
 
@@ -28,15 +28,11 @@ def _softplus_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 def sigmoid_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(sigmoid(x), sigmoid(-x)), both to full relative precision: 1 - sigmoid(x) has none left beyond x = 17."""
-    e = _exp_minus_abs(x)
+    # Not -|x|: its slope at 0 is 0, and the second derivative there would be 0 too.
+    e = jnp.exp(jnp.where(x < 0, x, -x))
     large = 1 / (1 + e)
     small = e * large
     return jnp.where(x < 0, small, large), jnp.where(x < 0, large, small)
-
-
-def _exp_minus_abs(x: jax.Array) -> jax.Array:
-    # Not -|x|: its slope at 0 is 0, and the second derivative there would be 0 too.
-    return jnp.exp(jnp.where(x < 0, x, -x))
 
 
 def hot(labels: jax.Array, classes: int) -> jax.Array:

@@ -26,6 +26,7 @@ from ._stable import (
     sigmoid_pair,
     smooth_label_nll,
     soft_nll,
+    softmax_pair,
     softplus_pair,
     times,
 )
@@ -199,7 +200,10 @@ def poly(
     """
     given = raw_class_targets(logits, targets, loss="poly", ignore_index=ignore_index)
     w = optional_vector(class_weights, given.logits.shape[-1], loss="poly")
-    return given.average(lambda n: n + epsilon * not_exp(n), w)
+    if given.probs is None:
+        return given.average(lambda n: n + epsilon * not_exp(n), w)
+    q = given.probs if w is None else given.probs * lead(w, given.probs)
+    return soft_nll(given.logits, q) + epsilon * (q * softmax_pair(given.logits)[1]).sum(-1)
 
 
 def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
