@@ -184,7 +184,7 @@ def single_program(model: Model, recipe: Recipe, data: Batch, held_out: Batch | 
         held_out and jax.jit(evaluate).lower(model, recipe, state, held_out),
     )
     return Program(
-        Carry(start(*start_with), jnp.bool_(True)),
+        jax.block_until_ready(Carry(start(*start_with), jnp.bool_(True))),
         lambda carry, indices, count: chunk(model, recipe, carry, data, indices, count),
         score and (lambda carry: score(model, recipe, carry.state, held_out)),
         time.perf_counter() - started,

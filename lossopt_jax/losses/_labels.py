@@ -56,6 +56,16 @@ def class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int = -
     return given._replace(logits=jnp.where((given.labels < 0)[..., None], 0, given.logits * given.counts[..., None]))
 
 
+def label_targets(
+    logits: Any, labels: Any, *, loss: str, ignore_index: int = -100, classes: int | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(logits, labels, counts) of `class_targets`, for losses that take labels alone; `classes` as there."""
+    classes = (jnp.shape(logits) or (0,))[-1] if classes is None else classes
+    z, known, _, counts = class_targets(logits, labels, loss=loss, ignore_index=ignore_index, classes=classes)
+    assert known is not None
+    return z, known, counts
+
+
 def raw_class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int = -100, classes: int | None = None) -> ClassTargets:
     """The contract of every loss over classes: integer labels of the logits' shape less its last axis, or a distribution of its shape.
 

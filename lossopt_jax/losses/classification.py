@@ -15,13 +15,13 @@ from ._labels import (
     weigh_classes,
     weighed_by,
 )
+from ._special import focal_of, not_exp
 from ._stable import (
-    focal_of,
+    binary_nll,
     lead,
     log_mix,
     log_or,
     nll_of_all,
-    not_exp,
     pick,
     sigmoid_pair,
     smooth_label_nll,
@@ -59,8 +59,8 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, *, pos_weight: V
     check_same_shape(logits, targets, loss="binary_cross_entropy")
     x, t = to_float32(logits), binary_targets(targets, loss="binary_cross_entropy")
     t = t * (1 - label_smoothing) + label_smoothing / 2
-    if_no, if_yes = softplus_pair(x)
-    return times(t * last_axis(pos_weight, x, what="binary_cross_entropy: pos_weight"), if_yes) + times(1 - t, if_no)
+    yes = t * last_axis(pos_weight, x, what="binary_cross_entropy: pos_weight")
+    return binary_nll(x, yes, 1 - t)
 
 
 @weighed_by(weigh_classes)
@@ -84,8 +84,9 @@ def cross_entropy(
     z, labels, probs, counts = raw_class_targets(logits, targets, loss="cross_entropy", ignore_index=ignore_index)
     w = jnp.ones(z.shape[-1], z.dtype) if class_weights is None else class_vector(class_weights, z.shape[-1], loss="cross_entropy")
     on, off = 1 - label_smoothing, label_smoothing / z.shape[-1]
-    if labels is None:
+    if probs is not None:
         return soft_nll(z, (on * probs + off) * lead(w, z))
+    assert labels is not None
     on = on if class_weights is None else on * label_weights(w, labels)
     return counts * smooth_label_nll(z, labels, jnp.asarray(on, z.dtype), jnp.asarray(off, z.dtype), w)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, check_same_shape, to_float32
-from ._stable import stirling_rest
+from ._special import stirling_rest
 
 __all__ = ["gaussian_nll", "laplace_nll", "poisson_nll", "student_t_nll", "tweedie"]
 

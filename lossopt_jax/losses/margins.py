@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, Vector, check_same_shape, to_float32
-from ._labels import binary_targets, class_targets, label_weights, optional_vector, weigh_classes, weighed_by
+from ._labels import binary_targets, class_targets, label_targets, label_weights, optional_vector, weigh_classes, weighed_by
 from ._stable import hot, peak_of, pick, softplus_pair, times
 
 __all__ = ["hinge", "multi_margin", "multiclass_hinge", "ordinal", "sparsemax", "squared_hinge"]
@@ -44,10 +44,9 @@ def multiclass_hinge(logits: jax.Array, labels: jax.Array, *, margin: Scalar = 1
     >>> multiclass_hinge(jnp.array([[2.0, 1.5, 0.0]]), jnp.array([0]))
     Array([0.5], dtype=float32)
     """
-    given = class_targets(logits, labels, loss="multiclass_hinge", ignore_index=ignore_index, classes=jnp.shape(logits)[-1])
-    z = given.logits
-    rival = jnp.where(hot(given.labels, z.shape[-1]), -jnp.inf, z).max(-1)
-    return given.counts * jnp.maximum(margin + rival - pick(z, given.labels), 0)
+    z, labels, counts = label_targets(logits, labels, loss="multiclass_hinge", ignore_index=ignore_index)
+    rival = jnp.where(hot(labels, z.shape[-1]), -jnp.inf, z).max(-1)
+    return counts * jnp.maximum(margin + rival - pick(z, labels), 0)
 
 
 @weighed_by(weigh_classes)
@@ -62,12 +61,11 @@ def multi_margin(
     >>> multi_margin(jnp.array([[2.0, 1.5, 1.25, 0.0]]), jnp.array([0]))
     Array([0.1875], dtype=float32)
     """
-    given = class_targets(logits, labels, loss="multi_margin", ignore_index=ignore_index, classes=jnp.shape(logits)[-1])
-    z = given.logits
+    z, labels, counts = label_targets(logits, labels, loss="multi_margin", ignore_index=ignore_index)
     w = optional_vector(class_weights, z.shape[-1], loss="multi_margin")
-    over = jnp.maximum(margin + z - pick(z, given.labels)[..., None], 0)
-    value = jnp.where(hot(given.labels, z.shape[-1]), 0, over).sum(-1) / z.shape[-1]
-    return given.counts * (value if w is None else value * label_weights(w, given.labels))
+    over = jnp.maximum(margin + z - pick(z, labels)[..., None], 0)
+    value = jnp.where(hot(labels, z.shape[-1]), 0, over).sum(-1) / z.shape[-1]
+    return counts * (value if w is None else value * label_weights(w, labels))
 
 
 @weighed_by(weigh_classes)
@@ -80,11 +78,11 @@ def ordinal(logits: jax.Array, labels: jax.Array, *, ignore_index: int = -100) -
     >>> ordinal(jnp.array([[5.0, 0.0]]), jnp.array([1])).round(4)
     Array([0.6999], dtype=float32)
     """
-    steps = jnp.shape(logits)[-1]
-    given = class_targets(logits, labels, loss="ordinal", ignore_index=ignore_index, classes=steps + 1)
-    step = lax.broadcasted_iota(given.labels.dtype, given.logits.shape, given.logits.ndim - 1)
-    if_no, if_yes = softplus_pair(given.logits)
-    return given.counts * jnp.where(given.labels[..., None] > step, if_yes, if_no).sum(-1)
+    steps = (jnp.shape(logits) or (0,))[-1]
+    z, labels, counts = label_targets(logits, labels, loss="ordinal", ignore_index=ignore_index, classes=steps + 1)
+    step = lax.broadcasted_iota(labels.dtype, z.shape, z.ndim - 1)
+    if_no, if_yes = softplus_pair(z)
+    return counts * jnp.where(labels[..., None] > step, if_yes, if_no).sum(-1)
 
 
 @weighed_by(weigh_classes)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, Vector, to_float32
-from ._labels import class_targets, class_vector, raw_class_targets, weigh_classes, weighed_by
-from ._stable import expm1_over, hot, lead, log_or, nll_of_all, not_exp, peak_of, softplus_pair, stirling_rest
+from ._labels import class_vector, label_targets, raw_class_targets, weigh_classes, weighed_by
+from ._special import expm1_over, not_exp, stirling_rest
+from ._stable import hot, lead, log_or, nll_of_all, peak_of, softplus_pair
 from .classification import cross_entropy
 
 __all__ = ["class_balanced", "evidential", "generalized_cross_entropy", "logit_adjusted", "symmetric_cross_entropy"]
@@ -126,15 +127,15 @@ def evidential(logits: jax.Array, labels: jax.Array, *, kl_weight: Scalar = 0.1,
     >>> evidential(jnp.array([[0.0, 0.0]]), jnp.array([0]), kl_weight=0.0).round(3)
     Array([0.614], dtype=float32)
     """
-    given = class_targets(logits, labels, loss="evidential", ignore_index=ignore_index, classes=jnp.shape(logits)[-1])
-    a = 1 + softplus_pair(given.logits)[0]
-    label = hot(given.labels, a.shape[-1])
+    z, labels, counts = label_targets(logits, labels, loss="evidential", ignore_index=ignore_index)
+    a = 1 + softplus_pair(z)[0]
+    label = hot(labels, a.shape[-1])
     total = a.sum(-1, keepdims=True)
     p = a / total
     # 1 - p of the label from the sum of the others: the difference would have no digits left when it is nearly certain
     not_p = jnp.where(label, jnp.where(label, 0, p).sum(-1, keepdims=True), 1 - p)
     risk = jnp.square(jnp.where(label, not_p, p)) + p * not_p / (total + 1)
-    return given.counts * (risk.sum(-1) + kl_weight * _kl_from_flat(jnp.where(label, 1, a)))
+    return counts * (risk.sum(-1) + kl_weight * _kl_from_flat(jnp.where(label, 1, a)))
 
 
 def _kl_from_flat(a: jax.Array) -> jax.Array:

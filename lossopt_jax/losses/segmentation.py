@@ -18,7 +18,7 @@ from ._regions import (
     region_statistics,
     tversky_from,
 )
-from ._stable import log_cosh_of
+from ._special import log_cosh_of
 
 __all__ = ["batch_dice", "batch_iou", "batch_tversky", "dice", "focal_tversky", "generalized_dice", "iou", "log_cosh_dice", "tversky"]
 

@@ -19,7 +19,7 @@ from ._regions import (
     over_batch,
     tversky_from,
 )
-from ._stable import log_cosh_of
+from ._special import log_cosh_of
 
 __all__ = [
     "batch_multilabel_dice",

@@ -141,7 +141,7 @@ def lanes_program(
         held_out and jax.jit(over_lanes(partial(_score, model), 2)).lower(turns, recipes, carry, held_out),
     )
     return Program(
-        begin(turns, recipes, seed, inputs),
+        jax.block_until_ready(begin(turns, recipes, seed, inputs)),
         lambda carry, indices, count: chunk(turns, recipes, seed, carry, data, jax.device_put(indices, whole), count),
         score and (lambda carry: score(turns, recipes, carry, held_out)),
         time.perf_counter() - started,
