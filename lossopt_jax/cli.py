@@ -39,6 +39,8 @@ def train(
         place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
         if resume and results.finished(place, experiment.resolved):
             return typer.echo(f"{place} is finished; nothing to do")
+        if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
+            results.write_config(place, experiment)
         typer.echo(f"{experiment.name}: 1 recipe, {experiment.run.steps} steps of {experiment.run.batch_size} examples")
         with progress.progress(experiment.run.steps, 1, quiet=quiet) as tell:
             fitted = fit(
@@ -49,8 +51,9 @@ def train(
                 run=experiment.run,
                 on_chunk=[tell],
             )
+        results.show_run(fitted)  # before writing: a full disk must not hide what was found
         results.write_run(place, experiment, fitted)
-        results.show_run(place, experiment, fitted)
+        typer.echo(place)
 
 
 @app.command()
@@ -68,17 +71,19 @@ def sweep(
         _use_every_core()
         from . import config as configs
         from .report import folder, progress, results
-        from .sweep import default_plan, sweep
+        from .sweep import checked_plan, default_plan, sweep
 
         experiment = configs.load(config, set_ or ())
         if experiment.trials is None:
             raise configs.ConfigError(f"{config} has no [sweep] table: it needs one with a space, or use lossopt train")
         trials, seeds, run = experiment.trials, experiment.seeds, experiment.run
         lanes = len(trials) * seeds
-        layout = configs.parse_plan(plan) if plan else default_plan(experiment.model, experiment.task.train[0], lanes)
+        layout = checked_plan(configs.parse_plan(plan)) if plan else default_plan(experiment.model, experiment.task.train[0], lanes)
         place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
         if resume and results.finished(place, experiment.resolved):
             return typer.echo(f"{place} is finished; nothing to do")
+        if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
+            results.write_config(place, experiment)
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on {layout}")
         with progress.progress(run.steps, lanes, quiet=quiet) as tell:
@@ -92,8 +97,9 @@ def sweep(
                 plan=layout,
                 on_chunk=[tell],
             )
+        results.show_sweep(swept)
         results.write_sweep(place, experiment, swept)
-        results.show_sweep(place, experiment, swept)
+        typer.echo(place)
 
 
 @app.command("list")
@@ -139,10 +145,13 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         code, message = 2, str(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough: `lossopt list | head`
+        return
     except OSError as error:
         code, message = (2 if isinstance(error, FileExistsError) else 1), str(error)
     except KeyboardInterrupt:
-        code, message = 130, "stopped by Ctrl-C; no results were written"
+        code, message = 130, "stopped by Ctrl-C; no results of this run were written"
     else:
         return
     typer.secho(f"lossopt: {message}", fg=typer.colors.RED, err=True)

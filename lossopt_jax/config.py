@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -50,16 +51,17 @@ NOT_NEGATIVE = Domain(0, math.inf)
 POSITIVE = Domain(0, math.inf, low_open=True)
 FRACTION = Domain(0, 1)
 DECAY = Domain(0, 1, high_open=True)
-# By the name of the parameter, which means the same everywhere; a number that is not named here need only be finite.
+# By the name of the parameter, or by table and name where tables differ; a number that is not named here need only be finite.
 DOMAINS: dict[str, Domain] = {
-    **dict.fromkeys(("value", "peak", "init", "floor", "warmup", "total", "cooldown", "boundaries", "values"), NOT_NEGATIVE),
+    **dict.fromkeys(("value", "peak", "init", "floor", "warmup", "total", "boundaries", "values", "cooldown"), NOT_NEGATIVE),
     **dict.fromkeys(("factor", "growth", "power", "div_factor", "final_div_factor", "clip_norm", "every", "period"), POSITIVE),
     **dict.fromkeys(("pct_start", "label_smoothing"), FRACTION),
-    **dict.fromkeys(("b1", "b2", "b3", "beta", "rho", "momentum"), DECAY),
+    **dict.fromkeys(("b1", "b2", "b3", "optimizer.beta", "rho", "momentum", "adam_b1", "adam_b2"), DECAY),
     **dict.fromkeys(
         ("eps", "weight_decay", "decay", "decay_rate", "initial_accumulator", "patience", "cooldown", "pos_weight"), NOT_NEGATIVE
     ),
-    **dict.fromkeys(("delta", "temperature", "accumulation"), POSITIVE),
+    **dict.fromkeys(("adam_eps", "adam_ratio", "momentum_decay", "min_scale", "rtol", "atol", "gamma", "smooth"), NOT_NEGATIVE),
+    **dict.fromkeys(("delta", "temperature", "accumulation", "clipping_threshold"), POSITIVE),
 }
 
 
@@ -109,8 +111,8 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
         if not isinstance(config.get(table, {}), Mapping):
             raise ConfigError(f"{table} must be a table, got {config[table]!r}")
     name = config.get("name", "run")
-    if not isinstance(name, str) or not name or "/" in name:
-        raise ConfigError(f"name must be a word to name the run's folder by, got {name!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ConfigError(f"name must be a word to name the run's folder by (letters, digits, . _ + -), got {name!r}")
     run = _run(config.get("run", {}))
     task = _task(config.get("data", {}))
     parts = {
@@ -214,6 +216,9 @@ def _model(table: Mapping[str, Any], task: data.Task) -> tuple[Model, dict[str, 
             if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
                 raise ConfigError(f"{where} must be a list of positive integers, got {value!r}")
             values[key] = tuple(value)
+            # Two outputs for a binary task are two classes; any other shape contradicts the targets.
+            if key == "output_shape" and values[key] not in {task.output_shape, task.output_shape or (2,)}:
+                raise ConfigError(f"{where} must be {list(task.output_shape)} for this data, got {value!r}")
         else:
             values[key] = _number(value, where, key)
             if key == "dropout" and values[key] not in DECAY:
@@ -243,7 +248,7 @@ def _value(value: Any, where: str, key: str, kind: Any, room: ModuleType, run: R
     if isinstance(value, Mapping):  # a number that follows a schedule, or a part of the same kind
         return _bound(value, schedules if kind.number else room, where, run)
     if kind.number:
-        if isinstance(value, list):
+        if isinstance(value, list) and kind.vector and value:
             return [_number(v, where, key) for v in value]
         return _number(value, where, key)
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
@@ -262,7 +267,8 @@ def _option(value: Any, where: str, kind: Any, room: ModuleType) -> Any:
             if not isinstance(value, simple) or (simple is int and isinstance(value, bool)):
                 raise ConfigError(f"{where} must be {article}, got {value!r}")
             return value
-    functions = [name for name, f in vars(room).items() if inspect.isfunction(f) and not name.startswith("_")]
+    here = [f for f in vars(room).values() if inspect.isfunction(f) and f.__module__.startswith(room.__name__)]
+    functions = [f.__name__ for f in here if not f.__name__.startswith("_")]
     if not isinstance(value, str) or value not in functions:
         near = nearest(str(value), [name for name in functions if name not in room.__all__] or functions)
         raise ConfigError(f"{where} must name a function, got {value!r}; {near}")
@@ -274,7 +280,8 @@ def _number(value: Any, where: str, key: str) -> float:
         raise ConfigError(f"{where} must be a number, got {value!r}")
     if not math.isfinite(value):
         raise ConfigError(f"{where} must be finite, got {value!r}")
-    domain = DOMAINS.get(key)
+    table = where.removeprefix("sweep.space.").partition(".")[0]
+    domain = DOMAINS.get(f"{table}.{key}", DOMAINS.get(key))
     if domain is not None and value not in domain:
         raise ConfigError(f"{where} must be {domain}, got {value!r}")
     return value
@@ -290,6 +297,8 @@ def _check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
 def _trials(table: Mapping[str, Any], recipe: Recipe) -> tuple[Trials, int, dict[str, Any]]:
     _known(table, ("space", "count", "seeds", "seed", "sampler"), "[sweep]")
     space = _space(table.get("space", {}), recipe)
+    if not space:
+        raise ConfigError("sweep.space is empty: name a number to sweep, such as schedule.peak = { log_uniform = [1e-5, 1.0] }")
     known = {path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0}
     _check_warmup(known | {path: (d.low, d.high) for path, d in space.items()})
     drawn: dict[str, Any] = {"count": 64, "seeds": 1, "seed": 0, "sampler": "sobol"} | {k: v for k, v in table.items() if k != "space"}

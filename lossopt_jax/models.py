@@ -54,10 +54,11 @@ def from_linen(module: nn.Module) -> Model:
     >>> outputs.shape
     (3, 10)
     """
-    accepted = inspect.signature(type(module).__call__).parameters
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"from_linen takes a module, such as nn.Dense(10), got {module!r}")
 
     def mode(train: bool) -> dict[str, Any]:
-        return {name: f(train) for name, f in _MODES.items() if name in accepted and getattr(module, name, None) is None}
+        return _mode(type(module), train, set_by_hand=[name for name in _MODES if getattr(module, name, None) is not None])
 
     def init(key: jax.Array, inputs: PyTree) -> tuple[Params, PyTree]:
         params_key, other_key = jax.random.split(key)
@@ -68,11 +69,14 @@ def from_linen(module: nn.Module) -> Model:
     def apply(params: Params, model_state: PyTree, inputs: PyTree, *, key: jax.Array, train: bool) -> tuple[PyTree, PyTree]:
         variables = {"params": params, **model_state}
         # Linen falls back to the "params" stream for a stream it was not given, so modules with streams of their own work too.
-        rngs = {"params": key, "dropout": key} if train else {}
-        if not (train and model_state):
-            return module.apply(variables, inputs, rngs=rngs, **mode(train)), model_state
-        outputs, updated = module.apply(variables, inputs, rngs=rngs, mutable=list(model_state), **mode(train))
-        return outputs, dict(updated)
+        outputs, updated = module.apply(
+            variables, inputs, rngs={"params": key, "dropout": key}, mutable=[*model_state, *_TRANSIENT], **mode(train)
+        )
+        if not train:
+            return outputs, model_state
+        # A collection that grew was sown into: it is written afresh on every call, and as a carry would grow without end.
+        same = {name: _structure(value) == _structure(updated.get(name)) for name, value in model_state.items()}
+        return outputs, {name: updated[name] if same[name] else value for name, value in model_state.items()}
 
     return Model(init, apply)
 
@@ -89,8 +93,12 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     ['bias', 'kernel']
     """
 
+    if isinstance(make, nnx.Module):
+        raise TypeError("from_nnx takes a function that makes the module: lambda rngs: nnx.Linear(4, 10, rngs=rngs), not the module")
+
     def split(key: jax.Array) -> tuple[Any, ...]:
-        return nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
+        graphdef, *parts = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+        return graphdef, parts[0], parts[1], parts[3]
 
     # Traced, not run: all that is kept is the graph and the shapes.
     graph: list[Any] = []
@@ -110,12 +118,21 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def apply(params: Params, model_state: PyTree, inputs: PyTree, *, key: jax.Array, train: bool) -> tuple[PyTree, PyTree]:
         module = nnx.merge(graphdef, _filled(abstract_params, params), _seeded(abstract_streams, key), _filled(abstract_rest, model_state))
         module.train() if train else module.eval()
-        outputs = module(inputs)
+        outputs = module(inputs, **_mode(type(module), train))
         if not train:
             return outputs, model_state
-        return outputs, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
+        return outputs, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate))))
 
     return Model(init, apply)
+
+
+def _mode(module: type, train: bool, set_by_hand: Sequence[str] = ()) -> dict[str, Any]:
+    accepted = inspect.signature(module.__call__).parameters  # type: ignore[operator]
+    return {name: f(train) for name, f in _MODES.items() if name in accepted and name not in set_by_hand}
+
+
+def _structure(tree: PyTree) -> Any:
+    return jax.tree.structure(tree)
 
 
 def _filled(abstract: Any, values: PyTree) -> Any:
@@ -127,7 +144,8 @@ def _seeded(streams: Any, key: jax.Array) -> Any:
 
     def seed(i: int, leaf: Any) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.fold_in(key, i)
+            own = jax.random.fold_in(key, i)
+            return jax.random.split(own, leaf.shape) if leaf.shape else own
         return jnp.zeros(leaf.shape, leaf.dtype)
 
     return jax.tree.unflatten(treedef, [seed(i, leaf) for i, leaf in enumerate(leaves)])

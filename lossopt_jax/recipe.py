@@ -38,8 +38,11 @@ class Bound:
         self.fn, self.hparams, self.options = fn, hparams, options
 
     def __call__(self, *data: Any) -> Any:
-        for name in self._scheduled_names():
-            raise TypeError(f"{_name(self.fn)}: {name} is a schedule; take its value at a step first: bound.at(step)(...)")
+        scheduled = self._scheduled_names()
+        if scheduled and next(iter(inspect.signature(self.fn).parameters)) == "step":
+            return self.at(data[0])(*data)  # a schedule has the step at hand
+        if scheduled:
+            raise TypeError(f"{_name(self.fn)}: {scheduled[0]} is a schedule; take its value at a step first: bound.at(step)(...)")
         return self.fn(*data, **self.hparams, **self.options)
 
     def at(self, step: Any) -> "Bound":
@@ -99,7 +102,7 @@ class Recipe(NamedTuple):
     optimizer: learning_rate -> optax.GradientTransformation.
     schedule: step -> learning rate.
     clip_norm: gradients whose global norm is above it are scaled down to it (Pascanu et al. 2013, arXiv:1211.5063);
-        a number, or None for no clipping (structure).
+        a number or a bound schedule of it, or None for no clipping (structure).
     """
 
     loss: Bound
@@ -109,9 +112,10 @@ class Recipe(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A bindable parameter: whether it is a number (a leaf), its default (`REQUIRED` if none) and its annotation."""
+    """A bindable parameter: whether it is a number (a leaf) and may be a vector, its default (`REQUIRED` if none), its annotation."""
 
     number: bool
+    vector: bool
     default: Any
     annotation: Any
 
@@ -123,10 +127,20 @@ def parameters(fn: Callable[..., Any]) -> Mapping[str, Parameter]:
         hints = typing.get_type_hints(fn, include_extras=True)
     except Exception:  # a foreign function's annotations need not resolve
         hints = {}
-    named = [p for p in inspect.signature(fn).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if any(p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)) for p in named):
-        named = [p for p in named if p.kind is p.KEYWORD_ONLY]
-    return {p.name: Parameter(p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)), p.default, hints.get(p.name)) for p in named}
+    positional = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keyword_only = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    # The first parameter is data, and so are all without a default, unless the function has named its numbers as keyword-only ones.
+    named = [] if any(_is_number(hints.get(p.name)) for p in keyword_only) else [p for p in positional[1:] if p.default is not REQUIRED]
+    return {
+        p.name: Parameter(
+            p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)), _is_vector(hints.get(p.name)), p.default, hints.get(p.name)
+        )
+        for p in [*named, *keyword_only]
+    }
+
+
+def _is_vector(hint: Any) -> bool:
+    return Vector in (hint, *typing.get_args(hint))
 
 
 def _is_number(hint: Any) -> bool:
@@ -153,15 +167,14 @@ def bind(fn: Callable[..., Any], **values: Any) -> Bound:
     known = parameters(fn)
     for name in values:
         if name not in known:
-            raise TypeError(f"{_name(fn)} has no parameter {name!r}; {nearest(name, known)}")
+            what = "takes as data" if name in inspect.signature(fn).parameters else "has no parameter"
+            raise TypeError(f"{_name(fn)} {what} {name!r}; to bind: {nearest(name, known)}")
     hparams: dict[str, Any] = {}
     options: dict[str, Any] = {}
     has_numbers = any(kind.number for kind in known.values())
     for name, kind in known.items():
         if name not in values and kind.default is REQUIRED:
-            if has_numbers or inspect.signature(fn).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
-                raise TypeError(f"{_name(fn)} needs a value for {name!r}")
-            continue  # positional: it is data
+            raise TypeError(f"{_name(fn)} needs a value for {name!r}")
         if name not in values and not has_numbers:
             continue  # a foreign default stays with its function
         value = values.get(name, kind.default)

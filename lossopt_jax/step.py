@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
 
 def init_state(model: Model, recipe: Recipe, key: jax.Array, inputs: PyTree) -> TrainState:
     """A state at step 0 for inputs shaped like `inputs` [b, ...]; `key` seeds the parameters and all later randomness."""
-    _check(recipe)
+    check_recipe(recipe)
     params_key, key = jax.random.split(key)
     params, model_state = model.init(params_key, inputs)
     opt_state = _transformation(recipe, jnp.int32(0)).init(params)
@@ -39,7 +39,7 @@ def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) ->
     Metrics, all scalars: loss (the weighted mean of the batch), learning_rate, grad_norm (before any clipping), update_norm,
     finite (the loss and the new parameters), and each scheduled number of the loss or optimizer by its path.
     """
-    _check(recipe)
+    check_recipe(recipe)
     step = state.step
     inputs, targets, weights = batch
     if weights is not None:  # NaN under a mask would reach the gradient through the first layer's inputs
@@ -54,7 +54,8 @@ def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) ->
     (value, model_state), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     grad_norm = global_norm(grads)
     if recipe.clip_norm is not None:
-        scale = jnp.minimum(1, recipe.clip_norm / jnp.maximum(grad_norm, jnp.finfo(jnp.float32).tiny))
+        clip_norm = recipe.clip_norm.at(step)(step) if isinstance(recipe.clip_norm, Bound) else recipe.clip_norm
+        scale = jnp.minimum(1, clip_norm / jnp.maximum(grad_norm, jnp.finfo(jnp.float32).tiny))
         grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     tx = optax.with_extra_args_support(_transformation(recipe, step))
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
@@ -74,12 +75,15 @@ def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) ->
 
 
 def eval_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) -> dict[str, Total]:
-    """Additive pairs of the held-out metrics of one batch: "loss", and "accuracy" where the targets are integer labels."""
+    """Additive pairs of the held-out metrics of one batch: "loss", and "accuracy" where the targets are integer labels.
+
+    Labels are classes of the outputs' last axis, or, for a loss named binary, hinge or sigmoid, 0 or 1 (-1 or 1) of the outputs' shape.
+    """
     inputs, targets, weights = batch
     outputs, _ = model.apply(state.params, state.model_state, inputs, key=state.key, train=False)
     loss = recipe.loss.at(state.step)
     totals = {"loss": loss_total(loss, outputs, targets, weights)}
-    hits = _hits(outputs, targets)
+    hits = _hits(loss, outputs, targets)
     return totals if hits is None else {**totals, "accuracy": hits_total(hits, own_weights(loss, targets), weights)}
 
 
@@ -100,15 +104,18 @@ def _transformation(recipe: Recipe, step: jax.Array) -> optax.GradientTransforma
     return recipe.optimizer.at(step)(recipe.schedule.at(step)(step))
 
 
-def _hits(outputs: Any, targets: Any) -> jax.Array | None:
+def _hits(loss: Bound, outputs: Any, targets: Any) -> jax.Array | None:
     if not (isinstance(outputs, jax.Array) and hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.integer)):
         return None
     if outputs.shape[:-1] == targets.shape:
         return outputs.argmax(-1) == targets
-    return (outputs > 0) == (targets > 0) if outputs.shape == targets.shape else None
+    # Integer targets of the outputs' shape may as well be counts: only a loss that says so makes them two classes.
+    binary = any(word in getattr(loss.fn, "__name__", "") for word in ("binary", "hinge", "sigmoid"))
+    return (outputs > 0) == (targets > 0) if binary and outputs.shape == targets.shape else None
 
 
-def _check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
+    """Raise TypeError where a part of the recipe is not bound."""
     for name in ("loss", "optimizer", "schedule"):
         part = getattr(recipe, name)
         if not isinstance(part, Bound):

@@ -15,7 +15,7 @@ from .data import as_batch, batch_indices, examples, pieces, take
 from .models import Model
 from .recipe import Recipe
 from .reduce import mean
-from .step import TrainState, eval_step, init_state, train_step
+from .step import TrainState, check_recipe, eval_step, init_state, train_step
 
 EVALUATION_BATCH = 1024
 # On x86 LLVM prefers vectors of 256 bits; the wider ones save a seventh of a sweep's time where the machine has AVX-512.
@@ -142,6 +142,7 @@ def fit(
     >>> bool(fitted.history["loss"][-1] < 1e-3)
     True
     """
+    check_recipe(recipe)
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
     program = single_program(model, recipe, data, held_out, run)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -113,6 +114,21 @@ def test_train_writes_metrics_and_parameters_and_guards_its_folder(tmp_path):
     (here / "mine.txt").write_text("keep")
     assert lossopt("train", DIGITS, *SMALL, "--out", "here", "--overwrite", cwd=tmp_path).returncode == 0
     assert (here / "mine.txt").read_text() == "keep"
+
+
+def test_finished_work_is_shown_and_old_results_stay_until_new_ones_are_there(tmp_path):
+    command = [sys.executable, "-c", "from lossopt_jax.cli import main; main()", "train", DIGITS, *SMALL, "--out", "here"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    long = [*command, "--overwrite", "--set", "run.steps=1000000", "--set", "schedule.total=1000000"]
+    running = subprocess.Popen(long, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "no results of this run were written" in stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == before
 
 
 def test_every_lane_diverging_is_an_answer(tmp_path):

@@ -7,7 +7,7 @@ import tomli_w
 
 import lossopt_jax as lo
 from lossopt_jax.config import ConfigError, experiment, load, parse_plan
-from lossopt_jax.recipe import numbers
+from lossopt_jax.recipe import REQUIRED, numbers, parameters
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 DIGITS = Path(__file__).parents[1] / "configs" / "digits_mlp.toml"
@@ -51,14 +51,14 @@ def test_overrides_reach_every_table():
 
 def test_numbers_may_follow_schedules_and_parts_may_nest():
     falling = 'optimizer={name="adamw", weight_decay={name="linear", init=0.1}}'
-    made = load(DIGITS, [falling, "sweep.space={}"])
+    made = load(DIGITS, [falling], sweep=False)
     assert float(made.recipe.optimizer.at(250).hparams["weight_decay"]) == pytest.approx(0.05)
     joined = 'schedule={name="join", boundaries=[10], schedules=[{name="constant", value=0.1}, {name="cosine", init=0.1, total=90}]}'
-    made = load(DIGITS, [joined, "sweep.space={}"])
+    made = load(DIGITS, [joined], sweep=False)
     assert float(made.recipe.schedule(5)) == pytest.approx(0.1)
     assert float(made.recipe.schedule(55)) == pytest.approx(0.05)
     assert experiment(made.resolved).recipe == made.recipe
-    plateau = load(DIGITS, ['optimizer={name="reduce_on_plateau", optimizer={name="sgd"}, mode="max"}', "sweep.space={}"])
+    plateau = load(DIGITS, ['optimizer={name="reduce_on_plateau", optimizer={name="sgd"}, mode="max"}'], sweep=False)
     assert plateau.recipe.optimizer.options["mode"] == "max"
 
 
@@ -134,3 +134,37 @@ def test_plans():
     for wrong in ("2,8", "devices=2", "devices=2,width=x", "devices=0,width=1", "devices=1,width=1,depth=1"):
         with pytest.raises(ConfigError, match="--plan"):
             parse_plan(wrong)
+
+
+@pytest.mark.parametrize("room", ["losses", "optimizers", "schedules"])
+def test_every_name_in_the_catalogue_loads_from_a_config(room):
+    table = room.removesuffix("es" if room == "losses" else "s")
+    needed = {
+        "boundaries": [10],
+        "values": [0.1, 0.01],
+        "schedules": [{"name": "constant", "value": 0.1}, {"name": "constant", "value": 0.2}],
+    }
+    for name in getattr(lo, room).__all__:
+        given = {"name": name}
+        for key, parameter in parameters(getattr(getattr(lo, room), name)).items():
+            if parameter.default is REQUIRED:
+                given[key] = needed.get(key, 0.5)
+        base = tomllib.loads(DIGITS.read_text()) | {table: given}
+        base.pop("sweep")
+        made = experiment(base)
+        assert getattr(made.recipe, table).fn.__name__ == name
+        assert experiment(made.resolved).recipe == made.recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schedule.peak=[1,2]", "schedule.peak must be a number"),
+        ("sweep.space={}", "sweep.space is empty"),
+        ("model.output_shape=[3]", r"model.output_shape must be \[10\] for this data"),
+        ("name=..", "name must be a word"),
+    ],
+)
+def test_what_would_fail_later_fails_here(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load(DIGITS, [override])

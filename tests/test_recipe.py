@@ -116,3 +116,15 @@ def test_a_bound_schedule_is_an_optax_learning_rate():
 def test_plain_functions_join_bound_ones():
     bound = lo.bind(lo.schedules.join, schedules=(lo.bind(lo.schedules.constant, value=2.0), lambda step: step * 1.0), boundaries=[3.0])
     assert [float(bound(step)) for step in (0, 2, 3, 5)] == [2.0, 2.0, 0.0, 2.0]
+
+
+def test_data_cannot_be_bound():
+    assert lo.bind(lo.losses.mse).hparams == {}
+    for fn, name in ((lo.losses.mse, "targets"), (optax.adam, "learning_rate"), (optax.cosine_decay_schedule, "init_value")):
+        with pytest.raises(TypeError, match=f"takes as data '{name}'"):
+            lo.bind(fn, **{name: 1.0})
+
+
+def test_a_schedule_with_a_scheduled_number_has_the_step_at_hand():
+    schedule = lo.bind(lo.schedules.constant, value=lo.bind(lo.schedules.linear, init=0.2, total=4))
+    assert float(schedule(1)) == pytest.approx(0.15)

@@ -119,7 +119,7 @@ def test_matches_a_loop_written_with_optax(batch):
     params, opt_state = state.params, tx.init(state.params)
     for _ in range(8):
         value, grads = jax.value_and_grad(
-            lambda p: jnp.square(model.apply(p, {}, batch.inputs, key=None, train=False)[0] - batch.targets).mean()
+            lambda p: jnp.square(model.apply(p, {}, batch.inputs, key=state.key, train=False)[0] - batch.targets).mean()
         )(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -220,3 +220,54 @@ def test_optimizers_serve_flax_training_loops(batch):
     before = nnx_model.kernel[...].copy()
     optimizer.update(nnx_model, nnx.grad(lambda m: jnp.square(m(batch.inputs) - batch.targets).mean())(nnx_model))
     assert (nnx_model.kernel[...] != before).all()
+
+
+class Sowing(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.sow("intermediates", "x", x)
+        self.sow("losses", "l2", (x**2).sum())
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=False)(x))
+
+
+class SowingNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(4, 3, rngs=rngs)])
+
+    def __call__(self, x, train):
+        self.sow(nnx.Intermediate, "seen", x)
+        return self.layers[0](x) * (1 if train else 2)
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+@pytest.mark.parametrize("make", [lambda: lo.from_linen(Sowing()), lambda: lo.from_nnx(lambda rngs: SowingNnx(rngs))])
+def test_what_a_module_sows_does_not_grow_the_state(make, batch):
+    model = make()
+    state = lo.init_state(model, recipe(), jax.random.key(0), batch.inputs)
+    after, history = jax.lax.scan(lambda s, _: lo.train_step(model, recipe(), s, batch), state, length=3)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert history["finite"].all()
+    assert jnp.isfinite(lo.eval_step(model, recipe(), after, batch)["loss"].total)
+
+
+@pytest.mark.parametrize("wrong", [lambda: lo.from_linen(nn.Dense), lambda: lo.from_nnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))])
+def test_what_is_not_a_module_is_named(wrong):
+    with pytest.raises(TypeError, match=r"from_(linen|nnx) takes a (module|function)"):
+        wrong()
+
+
+def test_clip_norm_may_follow_a_schedule(batch):
+    model = lo.from_linen(nn.Dense(3))
+    one = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=1.0))
+    one = one._replace(clip_norm=lo.bind(lo.schedules.linear, init=0.5, total=10))
+    state = lo.init_state(model, one, jax.random.key(0), batch.inputs)
+    np.testing.assert_allclose(lo.train_step(model, one, state, batch)[1]["update_norm"], 0.5, rtol=1e-5)
+
+
+def test_counts_are_not_two_classes():
+    model = lo.Model(lambda key, inputs: ({}, {}), lambda p, s, x, *, key, train: (x, s))
+    counts = lo.Batch(jnp.array([1.0, 2.0]), jnp.array([1, 5]))
+    for loss, metrics in ((lo.losses.huber, {"loss"}), (lo.losses.binary_cross_entropy, {"loss", "accuracy"})):
+        one = lo.Recipe(lo.bind(loss), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=1.0))
+        state = lo.init_state(model, one, jax.random.key(0), counts.inputs)
+        assert set(jax.eval_shape(lo.eval_step, model, one, state, counts)) == metrics

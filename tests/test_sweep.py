@@ -193,3 +193,21 @@ def test_grid_is_every_combination():
 def test_wrong_spaces_are_named(wrong, error, words):
     with pytest.raises(error, match=words):
         wrong()
+
+
+def test_structures_with_other_metrics_and_vectors_of_other_lengths_share_a_sweep():
+    falling = recipe(weight_decay=lo.bind(lo.schedules.linear, init=0.1, total=6))
+    steps = [
+        recipe()._replace(schedule=lo.bind(lo.schedules.piecewise_constant, boundaries=b, values=v))
+        for b, v in (([3], [0.1, 0.01]), ([3, 5], [0.1, 0.05, 0.01]))
+    ]
+    swept = run_sweep([recipe(), falling, *steps], steps=6)
+    assert np.isnan(swept.history["optimizer.weight_decay"][0]).all()
+    np.testing.assert_allclose(swept.history["optimizer.weight_decay"][1], 0.1 * (1 - np.arange(6) / 6), rtol=1e-5)
+    np.testing.assert_allclose(swept.history["learning_rate"][2:, 4], [0.01, 0.05], rtol=1e-6)
+
+
+def test_large_seeds_are_the_same_run():
+    run = lo.Run(steps=5, batch_size=8, seed=2**31 + 5)
+    swept = lo.sweep(MODEL, [recipe()], train=TASK.train, run=run, plan=PLAN)
+    np.testing.assert_allclose(swept.history["loss"][0], lo.fit(MODEL, recipe(), train=TASK.train, run=run).history["loss"], rtol=1e-5)

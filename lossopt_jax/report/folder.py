@@ -40,7 +40,7 @@ def default_folder(name: str, now: datetime | None = None) -> Path:
 def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
     """Make the folder, or take an existing one when it is empty or one of the flags says so.
 
-    overwrite: remove the results (`RESULTS`) of an earlier run in it, and nothing else. resume: leave all that is there.
+    overwrite, resume: leave all that is there; the results of the new run take the place of the old ones file by file.
     Raises FileExistsError for a folder that holds something, OSError naming the folder when it cannot be written.
     """
     folder = Path(folder)
@@ -56,8 +56,6 @@ def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False) 
         taken = any(folder.iterdir())
         if taken and not (overwrite or resume):
             raise FileExistsError(f"the folder {folder} is not empty: give --overwrite to write over its results, --resume to go on in it")
-        for name in RESULTS if overwrite else ():
-            (folder / name).unlink(missing_ok=True)
         for name in RESULTS if taken else ():  # what a killed run was in the middle of writing
             for leftover in folder.glob(_temporary(name, "?" * 8)):
                 leftover.unlink(missing_ok=True)

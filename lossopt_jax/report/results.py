@@ -13,19 +13,18 @@ from . import folder, plots, tables
 
 
 def write_run(place: Path, experiment: Any, fitted: Any) -> None:
-    """config.toml, metrics.jsonl, params.msgpack, summary.json and curves.png of one trained recipe; the summary comes last."""
+    """config.toml, metrics.jsonl, params.msgpack, summary.json and curves.png of one trained recipe, the picture last."""
     from flax import serialization
 
     steps = len(fitted.history["loss"])
-    _write_config(place, experiment)
+    _begin(place)
+    write_config(place, experiment)
     folder.write_jsonl(
         place / "metrics.jsonl",
         [{"step": i, **{name: values[i] for name, values in fitted.history.items()}} for i in range(steps)],
     )
     trained = {"params": fitted.state.params, "model_state": fitted.state.model_state}
     folder.write_bytes(place / "params.msgpack", serialization.to_bytes(trained))
-    title = f"{experiment.name}: one recipe"
-    plots.write_curves(place / "curves.png", fitted.history, fitted.evaluations, fitted.evaluation_steps, fitted.diverged_at, title=title)
     summary = {
         "status": "ok" if fitted.diverged_at is None else "diverged",
         "diverged_at": fitted.diverged_at,
@@ -36,38 +35,29 @@ def write_run(place: Path, experiment: Any, fitted: Any) -> None:
         "steps_per_second": steps / fitted.seconds,
     }
     folder.write_json(place / "summary.json", {"name": experiment.name, "what": "train", **summary, **_machine()})
+    title = f"{experiment.name}: one recipe"
+    plots.write_curves(place / "curves.png", fitted.history, fitted.evaluations, fitted.evaluation_steps, fitted.diverged_at, title=title)
 
 
-def show_run(place: Path, experiment: Any, fitted: Any, console: Console | None = None) -> None:
+def show_run(fitted: Any, console: Console | None = None) -> None:
     """Print the end of one run."""
     console = console or Console()
     first, second = tables.run_lines(fitted.history, fitted.evaluation, fitted.diverged_at, fitted.seconds, fitted.compile_seconds)
     console.print(first, style="bold red" if fitted.diverged_at is not None else "bold", highlight=False)
     console.print(second, highlight=False)
-    console.print(str(place), highlight=False, soft_wrap=True)
 
 
 def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
-    """config.toml, trials.csv, history.npz, summary.json, curves.png and sweep.png of a sweep; the summary comes last."""
+    """config.toml, trials.csv, history.npz, summary.json, sweep.png and curves.png of a sweep, the pictures last."""
     rows, metric, space = swept.table(), swept.default_metric(), swept.trials.space
-    _write_config(place, experiment)
+    _begin(place)
+    write_config(place, experiment)
     folder.write_csv(place / "trials.csv", swept.lane_rows())
     evaluations = {f"held_out_{name}": values for name, values in swept.evaluations.items()}
     arrays = {**swept.history, **evaluations, "evaluation_steps": swept.evaluation_steps, "diverged_at": swept.diverged_at}
     folder.write_npz(place / "history.npz", arrays)
     top = [row for row in rows if math.isfinite(row[metric])][:5]
     title = f"{experiment.name}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
-    plots.write_curves(
-        place / "curves.png",
-        swept.history,
-        swept.evaluations,
-        swept.evaluation_steps,
-        swept.diverged_at,
-        best=[row["trial"] * swept.seeds for row in top],
-        labels=[f"{rank}.  {_named(row, space)}" for rank, row in enumerate(top, 1)],
-        title=title,
-    )
-    plots.write_sweep(place / "sweep.png", rows, space, metric, title=title)
     lane_steps = swept.lanes * swept.steps
     summary = {
         "metric": metric,
@@ -83,10 +73,21 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
         "lane_steps_per_second": lane_steps / swept.seconds,
     }
     folder.write_json(place / "summary.json", {"name": experiment.name, "what": "sweep", **summary, **_machine()})
+    plots.write_sweep(place / "sweep.png", rows, space, metric, title=title)
+    plots.write_curves(
+        place / "curves.png",
+        swept.history,
+        swept.evaluations,
+        swept.evaluation_steps,
+        swept.diverged_at,
+        best=[row["trial"] * swept.seeds for row in top],
+        labels=[f"{rank}.  {_named(row, space)}" for rank, row in enumerate(top, 1)],
+        title=title,
+    )
 
 
-def show_sweep(place: Path, experiment: Any, swept: Any, console: Console | None = None) -> None:
-    """Print the best recipes, where the best lies, and where the files are."""
+def show_sweep(swept: Any, console: Console | None = None) -> None:
+    """Print the best recipes and where the best lies."""
     console = console or Console()
     rows, space, diverged = swept.table(), swept.trials.space, int((swept.diverged_at >= 0).sum())
     console.print(tables.sweep_table(rows, space, width=console.width))
@@ -98,7 +99,6 @@ def show_sweep(place: Path, experiment: Any, swept: Any, console: Console | None
     rate = swept.lanes * swept.steps / swept.seconds
     times = f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second"
     console.print(f"{times}, {diverged} of {swept.lanes} lanes diverged", highlight=False)
-    console.print(str(place), highlight=False, soft_wrap=True)
 
 
 def finished(place: Path, resolved: dict[str, Any]) -> bool:
@@ -108,13 +108,19 @@ def finished(place: Path, resolved: dict[str, Any]) -> bool:
     config = place / "config.toml"
     if config.exists() and tomllib.loads(config.read_text()) != resolved:
         raise ValueError(f"{place} holds a run of another config (see {config}): choose another --out, or --overwrite it")
-    return (place / "summary.json").exists()
+    return (place / "curves.png").exists()
 
 
-def _write_config(place: Path, experiment: Any) -> None:
+def write_config(place: Path, experiment: Any) -> None:
+    """config.toml, before the run begins: whatever happens, the folder says what it was."""
     import tomli_w
 
     folder.write_text(place / "config.toml", tomli_w.dumps(experiment.resolved))
+
+
+def _begin(place: Path) -> None:
+    place.mkdir(parents=True, exist_ok=True)  # it may have been removed while the run went on
+    (place / "curves.png").unlink(missing_ok=True)  # the last file written: without it the folder is not finished
 
 
 def _named(row: dict[str, Any], space: Any) -> str:

@@ -77,7 +77,9 @@ def run_lines(
 ) -> list[str]:
     """What a single run came to, in two lines. history: metric -> [steps]; the train loss is the mean of its last twentieth."""
     loss = np.asarray(history["loss"], np.float64)
-    if diverged_at is not None:
+    if diverged_at == 0 and not np.isfinite(loss[0]):
+        first = "the loss was not finite before any update: look at the data, the labels and the shape of the outputs"
+    elif diverged_at is not None:
         first = f"diverged at step {diverged_at}: try a smaller learning rate"
     else:
         parts = [f"train loss {loss[-max(1, len(loss) // 20) :].mean():.4g}"] if len(loss) else ["no steps were taken"]

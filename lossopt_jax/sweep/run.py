@@ -15,7 +15,7 @@ from .._types import Batch, PyTree
 from ..data import as_batch, batch_indices, examples, pieces
 from ..models import Model
 from ..recipe import Recipe
-from ..step import init_state
+from ..step import check_recipe, init_state
 from ..train import (
     EVALUATION_BATCH,
     Carry,
@@ -63,7 +63,9 @@ def sweep(
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
     groups: dict[Any, list[int]] = {}
     for i, recipe in enumerate(trials.recipes):
-        groups.setdefault(jax.tree.structure(recipe), []).append(i)
+        check_recipe(recipe)
+        shapes = tuple(np.shape(number) for number in jax.tree.leaves(recipe))  # boundaries of another count are another program too
+        groups.setdefault((jax.tree.structure(recipe), shapes), []).append(i)
     order = partial(_orders, examples(data), run, seeds)
     outcomes, programs, plans = [], [], []
     for members in groups.values():
@@ -75,17 +77,14 @@ def sweep(
         plans.append(chosen)
     lane = np.concatenate([np.repeat(members, seeds) * seeds + np.tile(np.arange(seeds), len(members)) for members in groups.values()])
     back = np.argsort(lane)
-    history, evaluations, diverged_at = jax.tree.map(
-        lambda *parts: np.concatenate(parts)[back], *[(o.history, o.evaluations, o.diverged_at) for o in outcomes]
-    )
     places = [(group, i) for group, o in enumerate(outcomes) for i in range(len(o.diverged_at))]
     return Swept(
         trials=trials,
         seeds=seeds,
-        history=history,
-        evaluations=evaluations,
+        history=_together([o.history for o in outcomes], back),
+        evaluations=_together([o.evaluations for o in outcomes], back),
         evaluation_steps=evaluation_steps(run),
-        diverged_at=diverged_at,
+        diverged_at=np.concatenate([o.diverged_at for o in outcomes])[back],
         places=[places[i] for i in back],
         states=[o.carry.state for o in outcomes],
         plan=plans[0],
@@ -125,23 +124,24 @@ def lanes_program(
 
         return everywhere
 
-    def start(recipe: Recipe, seed: jax.Array, inputs: PyTree) -> Carry:
-        return Carry(init_state(model, recipe, jax.random.key(run.seed + seed), inputs), jnp.bool_(True))
+    def start(recipe: Recipe, seed: jax.Array, keys: jax.Array, inputs: PyTree) -> Carry:
+        return Carry(init_state(model, recipe, keys[seed], inputs), jnp.bool_(True))
 
     def advance(recipe: Recipe, seed: jax.Array, carry: Carry, data: Batch, indices: jax.Array, count: jax.Array) -> Any:
         return train_chunk(model, recipe, carry, data, indices[seed], count)
 
-    inputs = jax.device_put(inputs, whole)
-    shapes = jax.eval_shape(over_lanes(start, 2), turns, recipes, seed, inputs)
+    seeds = max(s for _, s in lanes) + 1
+    start_with = jax.device_put((jnp.stack([jax.random.key(run.seed + s) for s in range(seeds)]), inputs), whole)
+    shapes = jax.eval_shape(over_lanes(start, 2), turns, recipes, seed, *start_with)
     carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), shapes)
-    indices = jax.ShapeDtypeStruct((max(s for _, s in lanes) + 1, chunk_length(run), run.batch_size), jnp.int32, sharding=whole)
+    indices = jax.ShapeDtypeStruct((seeds, chunk_length(run), run.batch_size), jnp.int32, sharding=whole)
     begin, chunk, score = compile_together(
-        jax.jit(over_lanes(start, 2)).lower(turns, recipes, seed, inputs),
+        jax.jit(over_lanes(start, 2)).lower(turns, recipes, seed, *start_with),
         jax.jit(over_lanes(advance, 3), donate_argnums=3).lower(turns, recipes, seed, carry, data, indices, 0),
         held_out and jax.jit(over_lanes(partial(_score, model), 2)).lower(turns, recipes, carry, held_out),
     )
     return Program(
-        jax.block_until_ready(begin(turns, recipes, seed, inputs)),
+        jax.block_until_ready(begin(turns, recipes, seed, *start_with)),
         lambda carry, indices, count: chunk(turns, recipes, seed, carry, data, jax.device_put(indices, whole), count),
         score and (lambda carry: score(turns, recipes, carry, held_out)),
         time.perf_counter() - started,
@@ -172,6 +172,14 @@ def _score(model: Model, recipe: Recipe, carry: Carry, held_out: Batch) -> dict[
 
 def _orders(n: int, run: Run, seeds: int, first: int, count: int) -> np.ndarray:
     return np.stack([batch_indices(n, run.batch_size, run.seed + s, first, count) for s in range(seeds)])
+
+
+def _together(parts: Sequence[dict[str, np.ndarray]], back: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics of all structures, lanes in order; NaN where a structure has no such number."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    shapes = [next(iter(part.values())).shape for part in parts if part]
+    whole = {name: [part.get(name, np.full(shape, np.nan)) for part, shape in zip(parts, shapes, strict=False)] for name in names}
+    return {name: np.concatenate(values)[back] for name, values in whole.items()}
 
 
 def _without_padding(outcome: Outcome, lanes: int) -> Outcome:
