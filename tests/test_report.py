@@ -54,7 +54,7 @@ def test_claim_makes_a_folder_and_refuses_one_that_holds_something(tmp_path):
     assert [p.name for p in place.iterdir()] == ["notes.txt"]
 
 
-def test_overwrite_removes_our_results_and_nothing_else(tmp_path):
+def test_new_results_remove_our_old_ones_and_nothing_else(tmp_path):
     outside = tmp_path / "precious.json"
     outside.write_text("{}")
     place = tmp_path / "run"
@@ -70,12 +70,14 @@ def test_overwrite_removes_our_results_and_nothing_else(tmp_path):
     assert set(folder.RESULTS) <= {p.name for p in place.iterdir()}
     assert not leftover.exists()
     folder.claim(place, overwrite=True)
+    assert set(folder.RESULTS) <= {p.name for p in place.iterdir()}  # the old results stay until there are new ones
+    folder.begin(place)
     assert sorted(p for p in place.rglob("*") if p.is_file()) == sorted(others)
     assert outside.read_text() == "{}"
     (place / "curves.png").mkdir()
     (place / "curves.png" / "kept").touch()
     with pytest.raises(OSError, match="cannot write to the folder"):
-        folder.claim(place, overwrite=True)
+        folder.begin(place)
     assert (place / "curves.png" / "kept").exists()
 
 

@@ -40,7 +40,7 @@ def default_folder(name: str, now: datetime | None = None) -> Path:
 def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
     """Make the folder, or take an existing one when it is empty or one of the flags says so.
 
-    overwrite, resume: leave all that is there; the results of the new run take the place of the old ones file by file.
+    overwrite, resume: all that is there stays, until `begin` makes room for the results of the new run.
     Raises FileExistsError for a folder that holds something, OSError naming the folder when it cannot be written.
     """
     folder = Path(folder)
@@ -67,6 +67,17 @@ def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False) 
     except OSError as error:
         raise OSError(f"cannot write to the folder {folder}: {_reason(error)}") from None
     return folder
+
+
+def begin(folder: str | Path) -> None:
+    """Make room for results that are at hand: remove an earlier run's (`RESULTS`), nothing else; make a folder that was removed."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write to the folder {folder}: {_reason(error)}") from None
 
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -17,7 +17,7 @@ def write_run(place: Path, experiment: Any, fitted: Any) -> None:
     from flax import serialization
 
     steps = len(fitted.history["loss"])
-    _begin(place)
+    folder.begin(place)
     write_config(place, experiment)
     folder.write_jsonl(
         place / "metrics.jsonl",
@@ -50,7 +50,7 @@ def show_run(fitted: Any, console: Console | None = None) -> None:
 def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     """config.toml, trials.csv, history.npz, summary.json, sweep.png and curves.png of a sweep, the pictures last."""
     rows, metric, space = swept.table(), swept.default_metric(), swept.trials.space
-    _begin(place)
+    folder.begin(place)
     write_config(place, experiment)
     folder.write_csv(place / "trials.csv", swept.lane_rows())
     evaluations = {f"held_out_{name}": values for name, values in swept.evaluations.items()}
@@ -116,11 +116,6 @@ def write_config(place: Path, experiment: Any) -> None:
     import tomli_w
 
     folder.write_text(place / "config.toml", tomli_w.dumps(experiment.resolved))
-
-
-def _begin(place: Path) -> None:
-    place.mkdir(parents=True, exist_ok=True)  # it may have been removed while the run went on
-    (place / "curves.png").unlink(missing_ok=True)  # the last file written: without it the folder is not finished
 
 
 def _named(row: dict[str, Any], space: Any) -> str:
