@@ -117,10 +117,12 @@ def test_matches_a_loop_written_with_optax(batch):
     state = lo.init_state(model, one, jax.random.key(1), batch.inputs)
     tx = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 1e-2, 2, 10), weight_decay=1e-2)
     params, opt_state = state.params, tx.init(state.params)
+
+    def square_error(p):
+        return jnp.square(model.apply(p, {}, batch.inputs, key=jax.random.key(0), train=False)[0] - batch.targets).mean()
+
     for _ in range(8):
-        value, grads = jax.value_and_grad(
-            lambda p: jnp.square(model.apply(p, {}, batch.inputs, key=state.key, train=False)[0] - batch.targets).mean()
-        )(params)
+        value, grads = jax.value_and_grad(square_error)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         state, metrics = lo.train_step(model, one, state, batch)
