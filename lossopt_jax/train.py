@@ -37,7 +37,7 @@ class Run:
     batch_size: int = 64
     seed: int = 0
     evaluate_every: int | None = None
-    chunk: int = 100
+    chunk: int = 500
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0), ("evaluate_every", 1), ("chunk", 1)):

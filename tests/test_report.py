@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -146,12 +145,10 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatc
 
 def test_a_write_cut_short_by_the_kernel_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "history.npz"
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
-    done = subprocess.run([sys.executable, "-B", "-c", KILLED, str(path), "1"], preexec_fn=limit, capture_output=True, text=True)
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))"
+    )
+    done = subprocess.run([sys.executable, "-B", "-c", f"{limit}\n{KILLED}", str(path), "1"], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == f"OSError: cannot write {path}: File too large"
     assert list(tmp_path.iterdir()) == []
 
