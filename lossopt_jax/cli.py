@@ -5,9 +5,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from .config import Experiment
 
 app = typer.Typer(
     help="Losses, optimizers and learning-rate schedules for JAX: train one recipe, or sweep a hundred as lanes of one program.",
@@ -32,15 +35,11 @@ def train(
     with _one_line_errors():
         _use_every_core()
         from . import config as configs
-        from .report import folder, progress, results
+        from .report import progress, results
         from .train import fit
 
         experiment = configs.load(config, set_ or (), sweep=False)
-        place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
-        if resume and results.finished(place, experiment.resolved):
-            return typer.echo(f"{place} is finished; nothing to do")
-        if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
-            results.write_config(place, experiment)
+        place = _claimed(experiment, out, resume=resume, overwrite=overwrite)
         typer.echo(f"{experiment.name}: 1 recipe, {experiment.run.steps} steps of {experiment.run.batch_size} examples")
         with progress.progress(experiment.run.steps, 1, quiet=quiet) as tell:
             fitted = fit(
@@ -70,7 +69,7 @@ def sweep(
     with _one_line_errors():
         _use_every_core()
         from . import config as configs
-        from .report import folder, progress, results
+        from .report import progress, results
         from .sweep import checked_plan, default_plan, sweep
 
         experiment = configs.load(config, set_ or ())
@@ -79,11 +78,7 @@ def sweep(
         trials, seeds, run = experiment.trials, experiment.seeds, experiment.run
         lanes = len(trials) * seeds
         layout = checked_plan(configs.parse_plan(plan)) if plan else default_plan(experiment.model, experiment.task.train[0], lanes)
-        place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
-        if resume and results.finished(place, experiment.resolved):
-            return typer.echo(f"{place} is finished; nothing to do")
-        if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
-            results.write_config(place, experiment)
+        place = _claimed(experiment, out, resume=resume, overwrite=overwrite)
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on {layout}")
         with progress.progress(run.steps, lanes, quiet=quiet) as tell:
@@ -127,6 +122,19 @@ def list_(
 def main() -> None:
     """The console script."""
     app(prog_name="lossopt")
+
+
+def _claimed(experiment: "Experiment", out: Path | None, *, resume: bool, overwrite: bool) -> Path:
+    """The folder to write, with its config in it; ends the command where a resumed folder is finished."""
+    from .report import folder, results
+
+    place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
+    if resume and results.finished(place, experiment.resolved):
+        typer.echo(f"{place} is finished; nothing to do")
+        raise typer.Exit
+    if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
+        results.write_config(place, experiment)
+    return place
 
 
 def _use_every_core() -> None:
