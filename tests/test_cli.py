@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from flax import serialization
+
+from lossopt_jax.cli import main
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "run.steps=20", "--set", "run.evaluate_every=10", "--set", "schedule.total=20", "--set", "schedule.warmup=2"]
@@ -21,10 +24,32 @@ SMALL_SWEEP = [*SMALL, "--set", "sweep.count=4", "--set", "sweep.space.schedule.
 DIGITS = str(ROOT / "configs" / "digits_mlp.toml")
 
 
-def lossopt(*arguments, cwd, timeout=120):
+PROCESS = [sys.executable, "-c", "from lossopt_jax.cli import main; main()"]
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def lossopt(monkeypatch, capsys, tmp_path):
+    """The command in this process, since it takes seconds to start another; some tests below do start one."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lossopt", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        return Done(exited.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def process(*arguments, cwd):
     environment = {**os.environ, "COLUMNS": "100"}
-    command = [sys.executable, "-c", "from lossopt_jax.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run([*PROCESS, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def trials(place):
@@ -34,7 +59,7 @@ def trials(place):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    done = lossopt("sweep", DIGITS, *SMALL_SWEEP, "--set", "sweep.seeds=2", cwd=folder)
+    done = process("sweep", DIGITS, *SMALL_SWEEP, "--set", "sweep.seeds=2", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -80,17 +105,17 @@ def test_sweep_writes_its_folder(swept):
         assert (place / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_written_config_reproduces_the_run(swept, tmp_path):
+def test_the_written_config_reproduces_the_run(swept, tmp_path, lossopt):
     folder, _ = swept
     (place,) = (folder / "runs").iterdir()
-    done = lossopt("sweep", str(place / "config.toml"), "--out", "again", "--quiet", cwd=tmp_path)
+    done = lossopt("sweep", str(place / "config.toml"), "--out", "again", "--quiet")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "trials.csv").read_text() == (place / "trials.csv").read_text()
     assert tomllib.loads((tmp_path / "again" / "config.toml").read_text()) == tomllib.loads((place / "config.toml").read_text())
 
 
-def test_train_writes_metrics_and_parameters_and_guards_its_folder(tmp_path):
-    done = lossopt("train", DIGITS, *SMALL, "--out", "here", cwd=tmp_path)
+def test_train_writes_metrics_and_parameters_and_guards_its_folder(tmp_path, lossopt):
+    done = lossopt("train", DIGITS, *SMALL, "--out", "here")
     assert done.returncode == 0, done.stderr
     here = tmp_path / "here"
     assert {p.name for p in here.iterdir()} == {"config.toml", "metrics.jsonl", "params.msgpack", "summary.json", "curves.png"}
@@ -102,26 +127,26 @@ def test_train_writes_metrics_and_parameters_and_guards_its_folder(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
 
     before = (here / "summary.json").read_text()
-    refused = lossopt("train", DIGITS, *SMALL, "--out", "here", cwd=tmp_path)
+    refused = lossopt("train", DIGITS, *SMALL, "--out", "here")
     assert refused.returncode == 2
     assert "--overwrite" in refused.stderr
     assert "--resume" in refused.stderr
-    done = lossopt("train", DIGITS, *SMALL, "--out", "here", "--resume", cwd=tmp_path)
+    done = lossopt("train", DIGITS, *SMALL, "--out", "here", "--resume")
     assert (done.returncode, "finished" in done.stdout) == (0, True)
-    other = lossopt("train", DIGITS, *SMALL, "--set", "schedule.peak=0.5", "--out", "here", "--resume", cwd=tmp_path)
+    other = lossopt("train", DIGITS, *SMALL, "--set", "schedule.peak=0.5", "--out", "here", "--resume")
     assert (other.returncode, "another config" in other.stderr) == (2, True)
     assert (here / "summary.json").read_text() == before
     (here / "mine.txt").write_text("keep")
-    assert lossopt("train", DIGITS, *SMALL, "--out", "here", "--overwrite", cwd=tmp_path).returncode == 0
+    assert lossopt("train", DIGITS, *SMALL, "--out", "here", "--overwrite").returncode == 0
     assert (here / "mine.txt").read_text() == "keep"
 
 
 def test_finished_work_is_shown_and_old_results_stay_until_new_ones_are_there(tmp_path):
-    command = [sys.executable, "-c", "from lossopt_jax.cli import main; main()", "train", DIGITS, *SMALL, "--out", "here"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    here = ["train", DIGITS, *SMALL, "--out", "here"]
+    done = process(*here, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     before = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
-    long = [*command, "--overwrite", "--set", "run.steps=1000000", "--set", "schedule.total=1000000"]
+    long = [*PROCESS, *here, "--overwrite", "--set", "run.steps=1000000", "--set", "schedule.total=1000000"]
     running = subprocess.Popen(long, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running.stdout.readline()
     running.send_signal(signal.SIGINT)
@@ -131,7 +156,7 @@ def test_finished_work_is_shown_and_old_results_stay_until_new_ones_are_there(tm
     assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == before
 
 
-def test_every_lane_diverging_is_an_answer(tmp_path):
+def test_every_lane_diverging_is_an_answer(tmp_path, lossopt):
     hot = [
         "--set",
         "sweep.space.schedule.peak={log_uniform=[1e30, 1e32]}",
@@ -140,7 +165,7 @@ def test_every_lane_diverging_is_an_answer(tmp_path):
         "--set",
         "sweep.space.optimizer={}",
     ]
-    done = lossopt("sweep", DIGITS, *SMALL_SWEEP, *hot, "--out", "hot", cwd=tmp_path)
+    done = lossopt("sweep", DIGITS, *SMALL_SWEEP, *hot, "--out", "hot")
     assert done.returncode == 0, done.stderr
     assert "every one of the 4 recipes diverged" in done.stdout
     assert {row["status"] for row in trials(tmp_path / "hot")} == {"diverged"}
@@ -158,20 +183,26 @@ def test_every_lane_diverging_is_an_answer(tmp_path):
         (["list", "loses"], 2, "did you mean 'losses'"),
     ],
 )
-def test_errors_are_one_line_with_their_exit_code(arguments, code, words, tmp_path):
-    failed = lossopt(*arguments, cwd=tmp_path)
+def test_errors_are_one_line_with_their_exit_code(arguments, code, words, lossopt):
+    failed = lossopt(*arguments)
     assert failed.returncode == code
     assert words in failed.stderr
-    assert "Traceback" not in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
     assert failed.stdout == "" or "lanes" in failed.stdout
 
 
-def test_help_and_list(tmp_path):
-    helped = lossopt("--help", cwd=tmp_path)
+def test_an_error_of_a_process(tmp_path):
+    failed = process("sweep", "none.toml", cwd=tmp_path)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "Traceback" not in failed.stderr
+    assert "cannot read the config none.toml" in failed.stderr
+
+
+def test_help_and_list(lossopt):
+    helped = lossopt("--help")
     assert helped.returncode == 0
     assert {"train", "sweep", "list"} <= set(helped.stdout.split())
-    listed = lossopt("list", cwd=tmp_path).stdout
+    listed = lossopt("list").stdout
     assert "cross_entropy(label_smoothing=0.0" in listed
     assert "adamw(" in listed
     assert "warmup_cosine(peak, warmup, total" in listed
