@@ -1,8 +1,9 @@
 """The command line. JAX is imported inside the commands, so that help answers at once."""
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,21 +22,28 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Argument(help="A TOML file such as configs/digits_mlp.toml.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="The folder to write [default: runs/<name>-<time>].", show_default=False)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on in a folder that exists; a finished one is left as it is.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what a folder holds of this run; a finished one is left as it is.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the results in a folder that exists.")]
+SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="How often what is done so far is saved, for --resume.", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines, no live display.")]
 Plan = Annotated[str | None, typer.Option(metavar="devices=N,width=N", help="How lanes lie on devices.", show_default=False)]
 
 
 @app.command()
 def train(
-    config: Config, set_: Set = None, out: Out = None, resume: Resume = False, overwrite: Overwrite = False, quiet: Quiet = False
+    config: Config,
+    set_: Set = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Train the one recipe of a config."""
-    with _one_line_errors():
+    with _one_line_errors(), _interruptible() as stop_if_interrupted:
         _use_every_core()
         from . import config as configs
-        from .report import progress, results
+        from .report import folder, progress, results
         from .train import fit
 
         experiment = configs.load(config, set_ or (), sweep=False)
@@ -48,10 +56,13 @@ def train(
                 train=experiment.task.train,
                 evaluate=experiment.task.evaluate,
                 run=experiment.run,
-                on_chunk=[tell],
+                on_chunk=[tell, stop_if_interrupted],
+                checkpoint=place / folder.STATE,
+                save_every=save_every,
             )
         results.show_run(fitted)  # before writing: a full disk must not hide what was found
         results.write_run(place, experiment, fitted)
+        folder.remove_state(place)
         typer.echo(place)
 
 
@@ -63,13 +74,14 @@ def sweep(
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    save_every: SaveEvery = 30.0,
     plan: Plan = None,
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
-    with _one_line_errors():
+    with _one_line_errors(), _interruptible() as stop_if_interrupted:
         _use_every_core()
         from . import config as configs
-        from .report import progress, results
+        from .report import folder, progress, results
         from .sweep import checked_plan, default_plan, sweep
 
         experiment = configs.load(config, set_ or ())
@@ -90,10 +102,13 @@ def sweep(
                 run=run,
                 seeds=seeds,
                 plan=layout,
-                on_chunk=[tell],
+                on_chunk=[tell, stop_if_interrupted],
+                checkpoint=place / folder.STATE,
+                save_every=save_every,
             )
         results.show_sweep(swept)
         results.write_sweep(place, experiment, swept)
+        folder.remove_state(place)
         typer.echo(place)
 
 
@@ -132,9 +147,33 @@ def _claimed(experiment: "Experiment", out: Path | None, *, resume: bool, overwr
     if resume and results.finished(place, experiment.resolved):
         typer.echo(f"{place} is finished; nothing to do")
         raise typer.Exit
+    if not resume:
+        folder.remove_state(place)
+    results.write_config(place / folder.STATE, experiment)
     if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
         results.write_config(place, experiment)
     return place
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[Any], None]]:
+    """A callback that stops the run after Ctrl-C, should the exception be lost: Python drops one that is raised inside a C callback."""
+    interrupted = False
+
+    def on_signal(*_: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def stop_if_interrupted(_: Any) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop_if_interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _use_every_core() -> None:
@@ -159,7 +198,7 @@ def _one_line_errors() -> Iterator[None]:
     except OSError as error:
         code, message = (2 if isinstance(error, FileExistsError) else 1), str(error)
     except KeyboardInterrupt:
-        code, message = 130, "stopped by Ctrl-C; no results of this run were written"
+        code, message = 130, "stopped by Ctrl-C; what was saved of this run is gone on with by --resume and its --out"
     else:
         return
     typer.secho(f"lossopt: {message}", fg=typer.colors.RED, err=True)

@@ -1,9 +1,11 @@
 """A run is a loop of `train_step`: chunks of it as one compiled function, and the one host loop that feeds them."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._types import Batch
+from .checkpoint import Keeper, joined, restore, same_run
 from .data import as_batch, batch_indices, examples, pieces, take
 from .models import Model
 from .recipe import Recipe
@@ -30,6 +33,7 @@ class Run:
 
     steps: number of updates. batch_size: examples a step. seed: of the parameters, the data order and dropout.
     evaluate_every: steps between held-out evaluations; None evaluates once, at the end.
+    history_every: the metrics of every how many steps are kept, for long runs of many lanes: 0, history_every, 2 history_every ...
     chunk: most steps handed to the device at a time; metrics, progress and a diverged run are looked at between chunks.
     """
 
@@ -37,10 +41,12 @@ class Run:
     batch_size: int = 64
     seed: int = 0
     evaluate_every: int | None = None
+    history_every: int = 1
     chunk: int = 500
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("batch_size", 1), ("seed", 0), ("evaluate_every", 1), ("chunk", 1)):
+        least_of = {"steps": 0, "batch_size": 1, "seed": 0, "evaluate_every": 1, "history_every": 1, "chunk": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if name == "evaluate_every" and value is None:
                 continue
@@ -51,11 +57,19 @@ class Run:
 
 
 class Progress(NamedTuple):
-    """What a callback is told after a chunk: steps done, this chunk's metrics ([steps] or [lanes, steps]), any new evaluation."""
+    """What a callback is told between two chunks.
+
+    step: steps done. metrics: this chunk's, [steps] or [lanes, steps]. evaluation: held-out metrics where they were due now.
+    diverged_at, stopped_at: [] or [lanes]: the step at which a run failed, or a rule stopped it; -1 where neither.
+    carry: the run as it lies on the device, to be read at once: the next chunk takes over its memory.
+    """
 
     step: int
     metrics: dict[str, np.ndarray]
     evaluation: dict[str, np.ndarray] | None
+    diverged_at: np.ndarray
+    stopped_at: np.ndarray
+    carry: Any
 
 
 class Carry(NamedTuple):
@@ -103,7 +117,7 @@ class Fitted:
     """A finished run.
 
     state: the trained state (of a diverged run, the last one between chunks that was finite).
-    history: metric -> [steps], NaN after a run diverged.
+    history: metric -> [steps / history_every], NaN after a run diverged.
     evaluation: held-out metric -> number at the end, NaN if it diverged; {} without held-out data.
     evaluations: held-out metric -> [evaluations], after `evaluation_steps` steps.
     diverged_at: the first step whose loss or parameters were not finite, or None.
@@ -127,12 +141,16 @@ def fit(
     train: Any,
     evaluate: Any = None,
     run: Run,
-    on_chunk: Iterable[Callable[[Progress], None]] = (),
+    on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
+    checkpoint: str | Path | None = None,
+    save_every: float = 30.0,
 ) -> Fitted:
     """Train one recipe; compiles once, whatever its numbers.
 
     train, evaluate: (inputs [n, ...], targets [n, ...]) or with weights [n] as a third; NumPy or JAX arrays.
-    on_chunk: functions called with a `Progress` after each chunk.
+    on_chunk: a function, or several, called with a `Progress` after each chunk.
+    checkpoint: a folder to save the run in every `save_every` seconds and at the end, and to go on from where it holds a part of
+        this very run: the end is the same, bit for bit. ValueError where it holds another run.
 
     >>> import lossopt_jax as lo, numpy as np
     >>> from flax import linen as nn
@@ -146,28 +164,39 @@ def fit(
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
     program = single_program(model, recipe, data, held_out, run)
-    outcome = host_loop(program, run, lambda first, count: batch_indices(examples(data), run.batch_size, run.seed, first, count), on_chunk)
+    order = partial(batch_indices, examples(data), run.batch_size, run.seed)
+    if checkpoint is not None:
+        same_run(checkpoint, {"recipe": recipe, "train data": data, "held-out data": held_out, "run": asdict(run)})
+    end = kept_loop(
+        program, run, order, (), on_chunk, folder=None if checkpoint is None else Path(checkpoint) / "run", save_every=save_every
+    )
     return Fitted(
-        state=outcome.carry.state,
-        history=outcome.history,
-        evaluation={name: float(values[-1]) for name, values in outcome.evaluations.items()},
-        evaluations=outcome.evaluations,
+        state=end.carry.state,
+        history=end.history,
+        evaluation={name: float(values[-1]) for name, values in end.evaluations.items()},
+        evaluations=end.evaluations,
         evaluation_steps=evaluation_steps(run),
-        diverged_at=None if outcome.diverged_at < 0 else int(outcome.diverged_at),
-        seconds=outcome.seconds,
+        diverged_at=None if end.diverged_at < 0 else int(end.diverged_at),
+        seconds=end.seconds,
         compile_seconds=program.compile_seconds,
     )
 
 
 class Program(NamedTuple):
-    """Compiled functions of a run or of a sweep; the host loop cannot tell which.
+    """Compiled functions of a run or of the lanes of a sweep; the host loop cannot tell which.
 
-    chunk: (carry, indices, count) -> (carry, metrics [..., chunk]). evaluate: carry -> held-out metrics, or None without data.
+    begin: () -> carry at step 0. chunk: (carry, indices, count) -> (carry, metrics [..., chunk]).
+    evaluate: carry -> held-out metrics [...], or None without held-out data.
+    keep: (carry, alive [...]) -> carry in which only what is alive takes time.
+    unload: carry -> its states as NumPy arrays [..., *], random keys as their data. load: (those, alive [...]) -> carry.
     """
 
-    carry: Carry
-    chunk: Callable[[Carry, np.ndarray, int], tuple[Carry, dict[str, jax.Array]]]
-    evaluate: Callable[[Carry], dict[str, jax.Array]] | None
+    begin: Callable[..., Any]
+    chunk: Callable[[Any, np.ndarray, int], tuple[Any, dict[str, Any]]]
+    evaluate: Callable[[Any], dict[str, Any]] | None
+    keep: Callable[[Any, np.ndarray], Any]
+    unload: Callable[[Any], list[np.ndarray]]
+    load: Callable[[list[np.ndarray], np.ndarray], Any]
     compile_seconds: float
 
 
@@ -185,10 +214,13 @@ def single_program(model: Model, recipe: Recipe, data: Batch, held_out: Batch | 
         held_out and jax.jit(evaluate).lower(model, recipe, state, held_out),
     )
     return Program(
-        jax.block_until_ready(Carry(start(*start_with), jnp.bool_(True))),
-        lambda carry, indices, count: chunk(model, recipe, carry, data, indices, count),
-        score and (lambda carry: score(model, recipe, carry.state, held_out)),
-        time.perf_counter() - started,
+        begin=lambda: Carry(start(*start_with), jnp.bool_(True)),
+        chunk=lambda carry, indices, count: chunk(model, recipe, carry, data, indices, count),
+        evaluate=score and (lambda carry: score(model, recipe, carry.state, held_out)),
+        keep=lambda carry, alive: carry,
+        unload=lambda carry: [np.asarray(leaf) for leaf in jax.tree.leaves(untyped(carry.state))],
+        load=lambda leaves, alive: Carry(typed(jax.tree.unflatten(jax.tree.structure(state), jax.device_put(leaves))), jnp.asarray(alive)),
+        compile_seconds=time.perf_counter() - started,
     )
 
 
@@ -206,78 +238,134 @@ def chunk_length(run: Run) -> int:
     return max(1, min(run.chunk, run.evaluate_every or run.steps, run.steps))
 
 
-def evaluation_steps(run: Run) -> np.ndarray:
-    """After how many steps the held-out data is looked at, the end always included."""
-    return np.unique(
-        np.append(np.arange(run.evaluate_every, run.steps, run.evaluate_every) if run.evaluate_every else [], run.steps)
-    ).astype(int)
+def evaluation_steps(run: Run, rungs: Sequence[int] = ()) -> np.ndarray:
+    """After how many steps the held-out data is looked at: when a rule is to decide as well, and at the end."""
+    regular = range(run.evaluate_every, run.steps, run.evaluate_every) if run.evaluate_every else ()
+    return np.unique([*regular, *rungs, run.steps]).astype(int)
 
 
-class Outcome(NamedTuple):
-    """What the host loop brings home: everything [...] for one run, [lanes, ...] for a sweep.
+def untyped(state: TrainState) -> TrainState:
+    """The state with its random key as plain numbers, as files hold it."""
+    return state._replace(key=jax.random.key_data(state.key))
 
-    history: metric -> [..., steps]. evaluations: held-out metric -> [..., evaluations]. diverged_at: [...], -1 where nothing diverged.
+
+def typed(state: TrainState) -> TrainState:
+    """The state that `untyped` was given."""
+    return state._replace(key=jax.random.wrap_key_data(state.key))
+
+
+class Point(NamedTuple):
+    """A run so far: everything [...] for one run, [lanes, ...] for a sweep.
+
+    step: steps done. diverged_at, stopped_at: [...], -1 where neither. history: metric -> [..., steps done / history_every].
+    evaluations: held-out metric -> [..., evaluations done]. seconds: wall time spent.
     """
 
-    carry: Carry
+    step: int
+    carry: Any
+    diverged_at: np.ndarray
+    stopped_at: np.ndarray
     history: dict[str, np.ndarray]
     evaluations: dict[str, np.ndarray]
-    diverged_at: np.ndarray
     seconds: float
+
+
+class Rule(NamedTuple):
+    """When runs are stopped early: at `steps` (rungs), `stop(step, evaluation, metrics)` says which of the runs, [...]."""
+
+    steps: tuple[int, ...]
+    stop: Callable[[int, dict[str, np.ndarray] | None, dict[str, np.ndarray]], np.ndarray]
+
+
+def kept_loop(
+    program: Program,
+    run: Run,
+    order: Callable[[int, int], np.ndarray],
+    lanes: tuple[int, ...],
+    on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
+    rule: Rule | None = None,
+    *,
+    folder: Path | None = None,
+    save_every: float = 30.0,
+) -> Point:
+    """`host_loop` from the start, or from what `folder` holds of it, saving there; lanes: () of one run, (lanes,) of a sweep."""
+    none = np.full(lanes, -1)
+    start = Point(0, None, none, none, {}, {}, 0.0)
+    if folder is None:
+        return host_loop(program, run, order, start._replace(carry=program.begin()), on_chunk, rule)
+    carry = program.begin()
+    past = restore(folder, program.unload(carry))
+    if past is not None:
+        carry = program.load(past.leaves, (past.diverged_at < 0) & (past.stopped_at < 0))
+        start = Point(past.step, carry, past.diverged_at, past.stopped_at, past.history, past.evaluations, past.seconds)
+    keeper = Keeper(folder, program.unload, save_every, start.step, start.seconds)
+    tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
+    end = host_loop(program, run, order, start._replace(carry=carry), (keeper, *tellers), rule)
+    keeper.save()
+    return end
 
 
 def host_loop(
     program: Program,
     run: Run,
     order: Callable[[int, int], np.ndarray],
-    on_chunk: Iterable[Callable[[Progress], None]] = (),
-) -> Outcome:
+    start: Point,
+    on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
+    rule: Rule | None = None,
+) -> Point:
     """The one host loop: feed batch indices by the chunk, pull metrics once a chunk, evaluate when due, tell the callbacks.
 
-    order: (first step, count) -> batch indices of those steps, [..., count, b].
+    order: (first step, count) -> batch indices of those steps, [..., count, b]. start: where to go on from; the end is where the run
+    is over, with its histories filled up with NaN.
     """
-    started = time.perf_counter()
-    carry, step, length, due = program.carry, 0, chunk_length(run), evaluation_steps(run)
-    diverged_at = np.full(np.shape(carry.alive), -1)
-    parts: list[dict[str, np.ndarray]] = []
-    evaluations: list[dict[str, np.ndarray]] = []
-    while step < run.steps or not parts:
-        count = min(length, int(due[due >= step + (run.steps > 0)][0]) - step)
+    began = time.perf_counter()
+    tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
+    rungs = rule.steps if rule else ()
+    length, due = chunk_length(run), evaluation_steps(run, rungs)
+    step, carry, diverged_at, stopped_at, _, _, before = start
+    parts, evaluations = [start.history] if start.history else [], [start.evaluations] if start.evaluations else []
+    alive = (diverged_at < 0) & (stopped_at < 0)
+    while not parts or (step < run.steps and alive.any()):
+        count = min(length, int(due[due > step][0]) - step) if step < run.steps else 0
         indices = order(step, count)
         short = [(0, 0)] * (indices.ndim - 2) + [(0, length - count), (0, 0)]
         carry, metrics = program.chunk(carry, np.pad(indices, short), count)
         part = {name: np.asarray(values)[..., :count] for name, values in metrics.items()}
-        diverged_at = _first_failure(part.pop("finite"), diverged_at, step)
-        parts.append({name: _until(values, diverged_at, step) for name, values in part.items()})
+        diverged_at = _first_failure(part.pop("finite"), alive, diverged_at, step)
+        over = np.where(alive, np.where(diverged_at < 0, step + count, diverged_at + 1), step)
+        part = {name: _thinned(_until(values, over, step), step, run.history_every) for name, values in part.items()}
         step += count
-        evaluation, over = None, bool((diverged_at >= 0).all())
-        if program.evaluate is not None and (step in due or over):
-            evaluation = {name: np.where(diverged_at < 0, np.asarray(v), np.nan) for name, v in program.evaluate(carry).items()}
-            evaluations.append(evaluation)
-        for tell in on_chunk:
-            tell(Progress(step, parts[-1], evaluation))
-        if over:
-            break
-    return Outcome(carry, _joined(parts, run.steps), _stacked(evaluations, len(due)), diverged_at, time.perf_counter() - started)
+        evaluation, alive = None, alive & (diverged_at < 0)
+        if program.evaluate is not None and (step in due or not alive.any()):
+            evaluation = {name: np.where(alive, np.asarray(v), np.nan) for name, v in program.evaluate(carry).items()}
+            evaluations.append({name: values[..., None] for name, values in evaluation.items()})
+        if rule and step in rungs:
+            stopped_at = np.where(alive & rule.stop(step, evaluation, part), step, stopped_at)
+            alive = alive & (stopped_at < 0)
+        carry = program.keep(carry, alive)
+        parts.append(part)
+        for tell in tellers:
+            tell(Progress(step, part, evaluation, diverged_at, stopped_at, carry))
+    history = _filled(joined(parts), len(range(0, run.steps, run.history_every)))
+    past = _filled(joined(evaluations), len(due)) if evaluations else {}
+    return Point(step, carry, diverged_at, stopped_at, history, past, before + time.perf_counter() - began)
 
 
-def _joined(parts: list[dict[str, np.ndarray]], steps: int) -> dict[str, np.ndarray]:
-    return {name: _filled(np.concatenate([part[name] for part in parts], -1), steps) for name in parts[0]}
+def _filled(columns: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
+    def fill(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, length - values.shape[-1])], constant_values=np.nan)
+
+    return {name: fill(values) for name, values in columns.items()}
 
 
-def _stacked(evaluations: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    return {name: _filled(np.stack([e[name] for e in evaluations], -1), count) for name in (evaluations[0] if evaluations else {})}
+def _first_failure(finite: np.ndarray, alive: np.ndarray, diverged_at: np.ndarray, step: int) -> np.ndarray:
+    return np.where(alive & ~finite.all(-1), step + np.argmin(finite, -1), diverged_at) if finite.shape[-1] else diverged_at
 
 
-def _filled(values: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, length - values.shape[-1])], constant_values=np.nan)
+def _until(values: np.ndarray, over: np.ndarray, step: int) -> np.ndarray:
+    """NaN from the step on at which a run was over."""
+    return np.where(step + np.arange(values.shape[-1]) >= over[..., None], np.nan, values)
 
 
-def _first_failure(finite: np.ndarray, diverged_at: np.ndarray, step: int) -> np.ndarray:
-    failed = ~finite.all(-1) & (diverged_at < 0)
-    return np.where(failed, step + np.argmin(finite, -1), diverged_at) if finite.shape[-1] else diverged_at
-
-
-def _until(values: np.ndarray, diverged_at: np.ndarray, step: int) -> np.ndarray:
-    after = (diverged_at[..., None] >= 0) & (step + np.arange(values.shape[-1]) > diverged_at[..., None])
-    return np.where(after, np.nan, values)
+def _thinned(values: np.ndarray, step: int, every: int) -> np.ndarray:
+    return values[..., -step % every :: every]

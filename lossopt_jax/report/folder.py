@@ -5,18 +5,21 @@ import io
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import shutil
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from os import fsync
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from ..checkpoint import write_whole as write_whole
 
 # All that a run writes; `--overwrite` removes these and nothing else.
 RESULTS = ("config.toml", "trials.csv", "history.npz", "summary.json", "metrics.jsonl", "params.msgpack", "curves.png", "sweep.png")
 RUNS = Path("runs")
+# Where a run that is not over keeps what it has done so far.
+STATE = "state"
 
 
 def default_folder(name: str, now: datetime | None = None) -> Path:
@@ -80,25 +83,9 @@ def begin(folder: str | Path) -> None:
         raise OSError(f"cannot write to the folder {folder}: {_reason(error)}") from None
 
 
-def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file so that a crash leaves the whole of it or none: a temporary one beside it, flushed to disk, then renamed.
-
-    Raises OSError naming the path and the reason; a file that was there before is then still there.
-    """
-    path = Path(path)
-    temporary = path.with_name(_temporary(path.name, secrets.token_hex(4)))
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"cannot write {path}: {_reason(error)}") from None
-        raise
+def remove_state(folder: str | Path) -> None:
+    """Forget what is kept of a run that was not over."""
+    shutil.rmtree(Path(folder) / STATE, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

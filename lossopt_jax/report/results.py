@@ -102,19 +102,31 @@ def show_sweep(swept: Any, console: Console | None = None) -> None:
 
 
 def finished(place: Path, resolved: dict[str, Any]) -> bool:
-    """Whether a folder holds the whole of this very run; ValueError when it holds one of another config."""
+    """Whether a folder holds the whole of this very run; ValueError, showing what differs, when it holds one of another config."""
     import tomllib
 
-    config = place / "config.toml"
-    if config.exists() and tomllib.loads(config.read_text()) != resolved:
-        raise ValueError(f"{place} holds a run of another config (see {config}): choose another --out, or --overwrite it")
-    return (place / "curves.png").exists()
+    begun = place / folder.STATE / "config.toml"
+    config = begun if begun.exists() else place / "config.toml"
+    if config.exists():
+        there, here = _flat(tomllib.loads(config.read_text())), _flat(resolved)
+        differ = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if differ:
+            shown = "; ".join(f"{key} is {here.get(key, 'not set')} and was {there.get(key, 'not set')}" for key in differ[:5])
+            more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+            raise ValueError(f"{place} holds a run of another config: {shown}{more}. Choose another --out, or --overwrite it")
+    return (place / "curves.png").exists() and not begun.exists()
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    pairs = [_flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v} for k, v in table.items()]
+    return {key: value for pair in pairs for key, value in pair.items()}
 
 
 def write_config(place: Path, experiment: Any) -> None:
     """config.toml, before the run begins: whatever happens, the folder says what it was."""
     import tomli_w
 
+    place.mkdir(exist_ok=True)
     folder.write_text(place / "config.toml", tomli_w.dumps(experiment.resolved))
 
 

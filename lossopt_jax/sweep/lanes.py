@@ -1,12 +1,16 @@
 """Where lanes run: over how many devices, how many side by side on each, the rest in turn."""
 
 import math
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
-from .._types import PyTree
+from .._types import Batch, PyTree
 from ..models import Model
+from ..recipe import Recipe
+from ..step import init_state
 
 CPU_WIDTH = 8
 ACCELERATOR_WIDTH = 256
@@ -48,6 +52,33 @@ def default_plan(model: Model, inputs: PyTree, lanes: int) -> LanePlan:
     if jax.default_backend() == "cpu":
         width = 1 if _convolves(model, inputs) else CPU_WIDTH
     return LanePlan(devices, min(width, math.ceil(lanes / devices)))
+
+
+def lanes_in_memory(model: Model, recipe: Recipe, data: Batch, plan: LanePlan) -> int:
+    """How many lanes may lie on the plan's devices at once: half of what is free, at two copies of each lane's state."""
+
+    def start(inputs: PyTree) -> PyTree:
+        return init_state(model, recipe, jax.random.key(0), inputs)
+
+    state = jax.eval_shape(start, jax.tree.map(lambda leaf: leaf[:1], data.inputs))
+    one = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return max(plan.width, int(0.5 * free_bytes() / (2 * one))) * plan.devices
+
+
+def free_bytes() -> float:
+    """Memory that is free on each device; on CPU its share of the machine's, or of the container's limit."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return float(stats.get("bytes_limit", 4e9) - stats.get("bytes_in_use", 0))
+    free = 4e9  # where the system does not say
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free / len(jax.devices())
 
 
 def _convolves(model: Model, inputs: PyTree) -> bool:

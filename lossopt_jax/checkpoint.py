@@ -1,0 +1,216 @@
+"""Exact resume: what a run has done so far, in records that are whole or not there; its state through orbax.
+
+A folder holds `record-<from>-<to>.npz` (metrics of those steps) and `state-<to>` (what the next step starts from). A record is written
+before the state it leads to: whatever instant a process is killed at, the newest readable state and the records up to it are one run.
+"""
+
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from os import fsync
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+RECORD = re.compile(r"record-(\d+)-(\d+)\.npz")
+STATE = re.compile(r"state-(\d+)")
+
+
+class Past(NamedTuple):
+    """A run as it was saved.
+
+    leaves: its state, as the `unload` that saved it gave them. history, evaluations: metric -> [..., so far].
+    diverged_at, stopped_at: as in `train.Point`.
+    """
+
+    step: int
+    leaves: list[np.ndarray]
+    diverged_at: np.ndarray
+    stopped_at: np.ndarray
+    history: dict[str, np.ndarray]
+    evaluations: dict[str, np.ndarray]
+    seconds: float
+
+
+class Keeper:
+    """A callback of the host loop that saves the run into a folder, at most every `seconds`; `save` does so at once.
+
+    unload: carry -> leaves. step, seconds: where the run goes on from.
+    """
+
+    def __init__(self, folder: str | Path, unload: Callable[[Any], list[np.ndarray]], every: float, step: int = 0, seconds: float = 0.0):
+        self.folder, self.unload, self.every = Path(folder), unload, every
+        self._saved, self._before, self._began = step, seconds, time.perf_counter()
+        self._last = self._began
+        self._metrics: list[dict[str, np.ndarray]] = []
+        self._evaluations: list[dict[str, np.ndarray]] = []
+        self._now: Any = None
+
+    def __call__(self, progress: Any) -> None:
+        self._metrics.append(progress.metrics)
+        if progress.evaluation is not None:
+            self._evaluations.append({name: values[..., None] for name, values in progress.evaluation.items()})
+        self._now = progress
+        if time.perf_counter() - self._last >= self.every:
+            self.save()
+
+    def save(self) -> None:
+        """Write what has been done since the last time."""
+        if self._now is None:
+            return
+        step, self._last = self._now.step, time.perf_counter()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            "diverged_at": self._now.diverged_at,
+            "stopped_at": self._now.stopped_at,
+            "seconds": np.float64(self._before + time.perf_counter() - self._began),
+            **{f"history.{name}": values for name, values in joined(self._metrics).items()},
+            **{f"evaluations.{name}": values for name, values in joined(self._evaluations).items()},
+        }
+        write_whole(self.folder / f"record-{self._saved:010d}-{step:010d}.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        _write_state(self.folder / f"state-{step:010d}", self.unload(self._now.carry))
+        for path in self.folder.iterdir():
+            if (found := STATE.fullmatch(path.name)) and int(found[1]) < step:
+                shutil.rmtree(path, ignore_errors=True)
+        self._saved, self._metrics, self._evaluations, self._now = step, [], [], None
+
+
+def restore(folder: str | Path, shapes: Sequence[Any]) -> Past | None:
+    """The newest whole point of a run in a folder, or None; what was torn, or written after it, is removed.
+
+    shapes: anything with the shape and dtype of each leaf that `unload` gives.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    for path in folder.iterdir():
+        if not (RECORD.fullmatch(path.name) or STATE.fullmatch(path.name)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    steps = sorted((int(found[1]) for path in folder.iterdir() if (found := STATE.fullmatch(path.name))), reverse=True)
+    for step in steps:
+        records = _chain(folder, step)
+        leaves = _read_state(folder / f"state-{step:010d}", shapes)
+        if records and leaves is not None:
+            for path in folder.iterdir():
+                if (found := RECORD.fullmatch(path.name)) and int(found[2]) > step:
+                    path.unlink()
+            return _past(step, leaves, records)
+        shutil.rmtree(folder / f"state-{step:010d}", ignore_errors=True)
+    for path in folder.iterdir():
+        path.unlink()
+    return None
+
+
+def _chain(folder: Path, step: int) -> list[dict[str, np.ndarray]]:
+    """The records that lead from step 0 to `step` without a gap, or [] where there is one."""
+    ends = {int(found[2]): path for path in folder.iterdir() if (found := RECORD.fullmatch(path.name))}
+    records: list[dict[str, np.ndarray]] = []
+    while step in ends:
+        try:
+            with np.load(ends[step]) as file:
+                records.insert(0, dict(file))
+        except (OSError, ValueError, EOFError):
+            return []
+        first = int(RECORD.fullmatch(ends[step].name)[1])  # type: ignore[index]
+        if first == 0:
+            return records
+        step = first
+    return []
+
+
+def _past(step: int, leaves: list[np.ndarray], records: list[dict[str, np.ndarray]]) -> Past:
+    def column(kind: str) -> dict[str, np.ndarray]:
+        parts = [{k.removeprefix(kind): v for k, v in record.items() if k.startswith(kind)} for record in records]
+        return joined([part for part in parts if part])
+
+    last = records[-1]
+    seconds = float(last["seconds"])
+    return Past(step, leaves, last["diverged_at"], last["stopped_at"], column("history."), column("evaluations."), seconds)
+
+
+def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metric -> the parts' values end to end; {} of no parts."""
+    return {name: np.concatenate([part[name] for part in parts], -1) for name in (parts[0] if parts else {})}
+
+
+def _write_state(path: Path, leaves: list[np.ndarray]) -> None:
+    import orbax.checkpoint as ocp  # a second to import
+
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            # orbax refuses arrays without elements; their shapes are known to who restores.
+            checkpointer.save(path.resolve(), {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size})
+    except (OSError, ValueError) as error:  # a full disk is a ValueError of tensorstore's
+        raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+
+
+def _read_state(path: Path, shapes: Sequence[Any]) -> list[np.ndarray] | None:
+    import orbax.checkpoint as ocp
+
+    empty = {i: np.empty(s.shape, s.dtype) for i, s in enumerate(shapes)}
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            saved = checkpointer.restore(path.resolve(), target={str(i): leaf for i, leaf in empty.items() if leaf.size})
+    except (OSError, ValueError, KeyError):
+        return None
+    return [np.asarray(saved[str(i)]) if leaf.size else leaf for i, leaf in empty.items()]
+
+
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file so that a crash leaves the whole of it or none: a temporary one beside it, flushed to disk, then renamed.
+
+    Raises OSError naming the path and the reason; a file that was there before is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"cannot write {path}: {error.strerror or str(error) or type(error).__name__}") from None
+        raise
+
+
+def same_run(folder: str | Path, experiment: dict[str, Any], **plan: Any) -> dict[str, Any]:
+    """Write down what runs here, or check that it is what ran here: ValueError naming what differs.
+
+    experiment: name -> pytree of arrays (see `fingerprint`). plan: plain values that a resumed run takes over; returned as first written.
+    """
+    path = Path(folder) / "manifest.json"
+    mine = {name: fingerprint(value) for name, value in experiment.items()}
+    if path.exists():
+        found = json.loads(path.read_text())
+        differ = [name for name in mine if found["experiment"].get(name) != mine[name]]
+        if differ:
+            raise ValueError(f"the checkpoint {folder} is of another run: not the same {', '.join(differ)}")
+        return found["plan"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"experiment": mine, "plan": plan}, indent=2)
+    write_whole(path, lambda file: file.write(text.encode()))
+    return plan
+
+
+def fingerprint(tree: Any) -> str:
+    """A hash of the structure and of every bit of a pytree of arrays: equal for equal experiments, in any process."""
+    import hashlib
+
+    import jax
+
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

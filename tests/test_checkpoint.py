@@ -1,0 +1,136 @@
+"""Nothing is lost: runs cut off at any moment go on and end with the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import lossopt_jax as lo
+from lossopt_jax.checkpoint import restore
+
+TASK = lo.data.digits()
+LINEAR = lo.Model(lambda key, x: (jax.random.normal(key, (64, 10)) * 0.01, {}), lambda params, state, x, *, key, train: (x @ params, state))
+RUN = lo.Run(steps=40, batch_size=32, evaluate_every=20, chunk=5)
+RECIPE = lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.adamw), lo.bind(lo.schedules.cosine, init=0.1, total=40))
+# The last lane diverges in the middle of the run, so that a frozen lane is saved and gone on with as well.
+TRIALS = [*lo.sample(RECIPE, {"schedule.init": lo.log_uniform(1e-3, 0.1)}, count=4).recipes, RECIPE._replace(schedule=lo.bind(
+    lo.schedules.piecewise_constant, boundaries=[12], values=[0.1, 1e38]))]  # fmt: skip
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_at(step):
+    def tell(progress):
+        if progress.step >= step:
+            raise Cut
+
+    return tell
+
+
+def same(a, b):
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def sweep(devices=2, **kw):
+    return lo.sweep(LINEAR, TRIALS, train=TASK.train, evaluate=TASK.evaluate, run=RUN, plan=lo.LanePlan(devices, 1), **kw)
+
+
+def test_a_sweep_that_is_cut_off_goes_on_to_the_same_bits_on_any_number_of_devices(tmp_path):
+    whole = sweep()
+    assert whole.diverged_at.max() > 10
+    for step, devices in ((5, 2), (15, 1), (30, 2), (40, 1)):
+        with pytest.raises(Cut):
+            sweep(devices, checkpoint=tmp_path, save_every=0, on_chunk=cut_at(step))
+    again = sweep(checkpoint=tmp_path)
+    same(whole.history, again.history)
+    same(whole.evaluations, again.evaluations)
+    np.testing.assert_array_equal(whole.diverged_at, again.diverged_at)
+    for lane in range(5):
+        jax.tree.map(np.testing.assert_array_equal, whole.state(lane).params, again.state(lane).params)
+        jax.tree.map(np.testing.assert_array_equal, whole.state(lane).opt_state, again.state(lane).opt_state)
+    seen = []
+    same(whole.history, sweep(checkpoint=tmp_path, on_chunk=lambda progress: seen.append(progress)).history)
+    assert not seen  # nothing was left to do
+
+
+def test_one_run_too_and_what_is_torn_is_dropped(tmp_path):
+    run = {"train": TASK.train, "evaluate": TASK.evaluate, "run": RUN}
+    whole = lo.fit(LINEAR, RECIPE, **run)
+    with pytest.raises(Cut):
+        lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path, save_every=0, on_chunk=cut_at(20))
+    (state,) = (tmp_path / "run").glob("state-*")
+    torn = tmp_path / "run" / "record-0000000020-0000000025.npz"
+    torn.write_bytes(b"PK torn")
+    (tmp_path / "run" / "state-0000000025.orbax-checkpoint-tmp").mkdir()
+    assert state.name == "state-0000000020"
+    fitted = lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path)
+    same(whole.history, fitted.history)
+    jax.tree.map(np.testing.assert_array_equal, whole.state.params, fitted.state.params)
+    assert whole.evaluation == fitted.evaluation
+
+
+def test_a_torn_state_or_record_starts_again_from_what_is_whole(tmp_path):
+    run = {"train": TASK.train, "run": RUN}
+    with pytest.raises(Cut):
+        lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path, save_every=0, on_chunk=cut_at(20))
+    next((tmp_path / "run").glob("record-*15-*20.npz")).write_bytes(b"PK torn")
+    assert restore(tmp_path / "run", []) is None
+    same(lo.fit(LINEAR, RECIPE, **run).history, lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path).history)
+
+
+def test_another_run_is_refused_by_name(tmp_path):
+    lo.fit(LINEAR, RECIPE, train=TASK.train, run=RUN, checkpoint=tmp_path)
+    other = RECIPE._replace(schedule=RECIPE.schedule.replace(init=0.2))
+    with pytest.raises(ValueError, match=r"of another run: not the same recipe$"):
+        lo.fit(LINEAR, other, train=TASK.train, run=RUN, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"not the same held-out data, run$"):
+        lo.fit(LINEAR, RECIPE, train=TASK.train, evaluate=TASK.evaluate, run=lo.Run(steps=41), checkpoint=tmp_path)
+
+
+CHILD = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import sys; sys.path.insert(0, {tests!r})
+import dataclasses, numpy as np, lossopt_jax as lo, test_checkpoint as t
+run = dataclasses.replace(t.RUN, steps=1500)
+swept = lo.sweep(t.LINEAR, t.TRIALS, train=t.TASK.train, evaluate=t.TASK.evaluate, run=run, plan=lo.LanePlan(2, 1), **{options})
+np.savez({out!r}, **swept.history, **{{"e" + name: values for name, values in swept.evaluations.items()}})
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    def start(out, options):
+        code = CHILD.format(tests=os.path.dirname(__file__), out=str(tmp_path / out), options=options)
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    assert start("whole.npz", {}).wait() == 0
+    kept = tmp_path / "kept"
+    options = {"checkpoint": str(kept), "save_every": 0}
+    chance, kills = random.Random(0), 0
+    while kills < 20:
+        before = sum(1 for _ in kept.rglob("record-*"))
+        child = start("cut.npz", options)
+        while child.poll() is None and sum(1 for _ in kept.rglob("record-*")) <= before:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 1.0))  # within a chunk, within a write, between two
+        if child.poll() is not None:
+            assert child.returncode == 0, child.stderr.read().decode()
+            pytest.fail(f"the run was over after {kills} kills: make it longer")
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+    last = start("cut.npz", options)
+    _, stderr = last.communicate()
+    assert last.returncode == 0, stderr.decode()
+    whole, cut = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "cut.npz")
+    same(whole, cut)
