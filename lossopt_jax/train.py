@@ -300,6 +300,10 @@ def kept_loop(
         start = Point(past.step, carry, past.diverged_at, past.stopped_at, past.history, past.evaluations, past.seconds)
     keeper = Keeper(folder, program.unload, save_every, start.step, start.seconds)
     tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
+    if past is not None:  # so that a progress bar begins where the run does
+        nothing_new = {name: values[..., :0] for name, values in past.history.items()}
+        for tell in tellers:
+            tell(Progress(past.step, nothing_new, None, past.diverged_at, past.stopped_at, carry))
     end = host_loop(program, run, order, start._replace(carry=carry), (keeper, *tellers), rule)
     keeper.save()
     return end

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from datetime import datetime
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,10 @@ from flax import linen as nn
 from rich.console import Console
 
 import lossopt_jax as lo
+from lossopt_jax import checkpoint
 from lossopt_jax.report import folder, plots, tables
 from lossopt_jax.report.progress import progress
+from lossopt_jax.train import Progress
 
 NAN = math.nan
 
@@ -135,7 +136,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatc
     path = tmp_path / "summary.json"
     folder.write_json(path, {"a": 1})
     # Every write to /dev/full fails as on a full disk; the device stands in for the temporary file, so it is never renamed or removed.
-    monkeypatch.setattr(folder, "open", lambda *_: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
+    monkeypatch.setattr(checkpoint, "open", lambda *_: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match="No space left on device") as failed:
         folder.write_json(path, {"a": 2})
     assert str(failed.value) == f"cannot write {path}: No space left on device"
@@ -318,7 +319,10 @@ def told(chunks, steps, lanes, **options):
 
 
 def chunk(step, loss, held_out=None):
-    return SimpleNamespace(step=step, metrics={"loss": np.asarray(loss)}, evaluation=None if held_out is None else {"loss": held_out})
+    loss = np.asarray(loss)
+    evaluation = None if held_out is None else {"loss": held_out}
+    diverged_at = np.where(np.isfinite(loss).all(-1), -1, step)
+    return Progress(step, {"loss": loss}, evaluation, diverged_at, np.full_like(diverged_at, -1), None)
 
 
 def test_plain_lines_tell_steps_rate_best_and_diverged(swept):
@@ -342,9 +346,8 @@ def test_quiet_and_long_runs_are_ten_plain_lines(terminal):
 
 
 def test_structures_run_one_after_another():
-    # Four lanes, which all diverge in the first chunk, then two and a copy that fills their group, which diverges and is not counted.
-    filled = np.array([1.0, 1.0, NAN])[:, None] * np.ones(50)
-    chunks = [chunk(50, np.full((4, 50), NAN)), chunk(50, filled), chunk(100, 0.5 * filled)]
+    # Four lanes, which all diverge in the first chunk, then two.
+    chunks = [chunk(50, np.full((4, 50), NAN)), chunk(50, np.ones((2, 50))), chunk(100, np.full((2, 50), 0.5))]
     for groups in ((4, 2), ()):
         lines = told(chunks, 100, 6, groups=groups).splitlines()
         of = "/2" if groups else ""
@@ -364,13 +367,13 @@ def test_runs_without_steps_or_metrics_are_told():
 
 INTERRUPTED = """
 import os, signal, threading, time, numpy as np
-from types import SimpleNamespace
 from lossopt_jax.report.progress import progress
+from lossopt_jax.train import Progress
 try:
     with progress(100, 8) as tell:
         time.sleep(0.25)
         for step in (10, 20, 30):
-            tell(SimpleNamespace(step=step, metrics={"loss": np.full((8, 10), 0.5)}, evaluation={"loss": np.full(8, 0.25)}))
+            tell(Progress(step, {"loss": np.full((8, 10), 0.5)}, {"loss": np.full(8, 0.25)}, np.full(8, -1), np.full(8, -1), None))
             time.sleep(0.15)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)

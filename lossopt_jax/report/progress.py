@@ -86,7 +86,7 @@ class _Tally:
         self._structure = 0
         self._step = 0
         self._width = 0  # lanes of the structure that runs
-        self._alive = 0
+        self._diverged = 0
         self._behind = 0  # lanes of the structures that are through
         self._behind_diverged = 0
         self._timed = (0, 0.0)  # lane-steps and seconds of all chunks but the first of a structure, which holds its compiling
@@ -99,18 +99,16 @@ class _Tally:
         if self._last is not None and first:
             self._structure += 1
             self._behind += self._width
-            self._behind_diverged += self._width - self._alive
+            self._behind_diverged += self._diverged
             self._step = 0
-        # A sweep pads its last group with copies of the first lane: they come last, and are not counted.
-        known = self.groups[self._structure] if self._structure < len(self.groups) else self.lanes - self._behind
-        loss = loss[: max(1, known)]
         self._width = len(loss)
         if not first and self._last is not None:
             self._timed = (self._timed[0] + (chunk.step - self._step) * len(loss), self._timed[1] + now - self._last)
         self._step, self._last = chunk.step, now
-        self._alive = int(np.isfinite(loss[:, -1]).sum()) if loss.shape[1] else len(loss)
-        self.over = self._step >= self.steps or not self._alive
-        finite = loss[np.isfinite(loss).all(1)]
+        self._diverged = int((np.atleast_1d(chunk.diverged_at) >= 0).sum())
+        stopped = int((np.atleast_1d(chunk.stopped_at) >= 0).sum())
+        self.over = self._step >= self.steps or self._diverged + stopped == len(loss)
+        finite = loss[np.isfinite(loss).all(1)] if loss.shape[1] else loss[:0]
         if finite.size:
             self.best = float(np.fmin(self.best, finite.mean(1).min()))
         held_out = np.ravel((chunk.evaluation or {}).get("loss", np.nan))
@@ -146,7 +144,7 @@ class _Tally:
 
     @property
     def facts(self) -> list[str]:
-        diverged = self._behind_diverged + self._width - self._alive
+        diverged = self._behind_diverged + self._diverged
         facts = []
         if self.rate is not None:
             facts.append(f"{_count(self.rate)} {'lane-steps' if self.lanes > 1 else 'steps'}/s")

@@ -58,7 +58,6 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     folder.write_npz(place / "history.npz", arrays)
     top = [row for row in rows if math.isfinite(row[metric])][:5]
     title = f"{experiment.name}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
-    lane_steps = swept.lanes * swept.steps
     summary = {
         "metric": metric,
         "best": rows[0] if top else None,
@@ -70,7 +69,8 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
         "plan": swept.plan._asdict(),
         "seconds": swept.seconds,
         "compile_seconds": swept.compile_seconds,
-        "lane_steps_per_second": lane_steps / swept.seconds,
+        "lane_steps": swept.lane_steps,
+        "lane_steps_per_second": swept.lane_steps / swept.seconds,
     }
     folder.write_json(place / "summary.json", {"name": experiment.name, "what": "sweep", **summary, **_machine()})
     plots.write_sweep(place / "sweep.png", rows, space, metric, title=title)
@@ -96,7 +96,7 @@ def show_sweep(swept: Any, console: Console | None = None) -> None:
     elif math.isfinite(rows[0][swept.default_metric()]):
         for line in tables.notes(rows[0], space, swept.edges()):
             console.print(line, highlight=False)
-    rate = swept.lanes * swept.steps / swept.seconds
+    rate = swept.lane_steps / swept.seconds
     times = f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second"
     console.print(f"{times}, {diverged} of {swept.lanes} lanes diverged", highlight=False)
 

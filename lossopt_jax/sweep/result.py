@@ -1,6 +1,7 @@
 """What a sweep found: histories by lane, a table of trials, the best recipe."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,11 @@ EDGE = 0.05
 class Swept:
     """A finished sweep. Lanes are trials x seeds, trial by trial.
 
-    history: metric -> [lanes, steps], NaN after a lane diverged.
+    history: metric -> [lanes, steps / history_every], NaN after a lane diverged or was stopped.
     evaluations: held-out metric -> [lanes, evaluations], after `evaluation_steps` steps.
     diverged_at: [lanes], the first step whose loss or parameters were not finite, -1 where none.
-    states, places: the stacked states of each structure, and where among them a lane's is (see `state`).
+    stopped_at: [lanes], the step at which a rule of early stopping ended a lane, -1 where none did.
+    states, places: the stacked states of each wave, and where among them a lane's is (see `state`); none of a sweep out of a folder.
     seconds, compile_seconds: wall time of the run, and of compiling before it.
     """
 
@@ -34,6 +36,7 @@ class Swept:
     evaluations: dict[str, np.ndarray]
     evaluation_steps: np.ndarray
     diverged_at: np.ndarray
+    stopped_at: np.ndarray
     states: list[TrainState]
     places: list[tuple[int, int]]
     plan: LanePlan
@@ -46,7 +49,13 @@ class Swept:
 
     @property
     def steps(self) -> int:
-        return self.history["loss"].shape[1]
+        return int(self.evaluation_steps[-1])
+
+    @property
+    def lane_steps(self) -> int:
+        """How many steps all lanes ran together: less than lanes x steps where some ended early."""
+        ended = np.where(self.stopped_at >= 0, self.stopped_at, np.where(self.diverged_at >= 0, self.diverged_at + 1, self.steps))
+        return int(ended.sum())
 
     @property
     def evaluation(self) -> dict[str, np.ndarray]:
@@ -55,25 +64,34 @@ class Swept:
 
     def state(self, lane: int) -> TrainState:
         """The trained state of a lane; of a diverged one the last between chunks that was finite."""
+        if not self.states:
+            raise ValueError("the states of the lanes are not kept in a run's folder; best_params.msgpack there holds the best lane's")
         group, place = self.places[lane]
         return jax.tree.map(lambda leaf: leaf[place], self.states[group])
+
+    def status(self, lane: int) -> str:
+        """ "ok", "stopped" or "diverged"."""
+        return "diverged" if self.diverged_at[lane] >= 0 else "stopped" if self.stopped_at[lane] >= 0 else "ok"
 
     def lane_metrics(self) -> dict[str, np.ndarray]:
         """Final and best metrics of every lane, [lanes] each; NaN, not a number that looks like one, where the lane diverged.
 
-        train_loss is the mean of the last twentieth of the steps, since a single batch's loss is noise.
+        train_loss is the mean of the last twentieth of the steps, since a single batch's loss is noise. Of a lane that was stopped early
+        the metrics are those it had then.
         """
-        window = max(1, self.steps // 20)
-        loss = self.history["loss"]
-        columns = {"train_loss": loss[:, -window:].mean(1) if self.steps else np.full(self.lanes, np.nan)}
+        window = max(1, self.history["loss"].shape[1] // 20)
+        failed = self.diverged_at >= 0
+        losses = [_last(row, window) for row in self.history["loss"]]
+        columns = {"train_loss": np.where(failed, np.nan, [row.mean() if row.size else np.nan for row in losses])}
         for name, values in self.evaluations.items():
-            columns[f"held_out_{name}"] = values[:, -1]
+            finals = [row[-1] if (row := _last(lane, 1)).size else np.nan for lane in values]
+            columns[f"held_out_{name}"] = np.where(failed, np.nan, finals)
             best = np.fmax if f"held_out_{name}" in HIGHER_IS_BETTER else np.fmin
             columns[f"best_held_out_{name}"] = best.reduce(values, axis=1)
         return columns
 
     def lane_rows(self) -> list[dict[str, Any]]:
-        """A row a lane, in order: lane, trial, seed, the swept numbers by path, status, diverged_at and the lane's metrics."""
+        """A row a lane, in order: lane, trial, seed, the swept numbers by path, status, diverged_at, stopped_at and the lane's metrics."""
         metrics = self.lane_metrics()
         return [
             {
@@ -81,8 +99,9 @@ class Swept:
                 "trial": lane // self.seeds,
                 "seed": lane % self.seeds,
                 **self.trials.values(lane // self.seeds),
-                "status": "ok" if self.diverged_at[lane] < 0 else "diverged",
+                "status": self.status(lane),
                 "diverged_at": None if self.diverged_at[lane] < 0 else int(self.diverged_at[lane]),
+                "stopped_at": None if self.stopped_at[lane] < 0 else int(self.stopped_at[lane]),
                 **{name: float(column[lane]) for name, column in metrics.items()},
             }
             for lane in range(self.lanes)
@@ -91,14 +110,16 @@ class Swept:
     def table(self) -> list[dict[str, Any]]:
         """A row a trial, best first: trial, its swept numbers by path, status, diverged (how many seeds), and its metrics.
 
-        With several seeds a metric is the mean over them and `<metric>_std` the sample standard deviation.
+        With several seeds a metric is the mean over them and `<metric>_std` the sample standard deviation. Trials that were stopped
+        early come after those that ran to the end, the later stopped the higher, and those that diverged last.
         """
         rows = []
         metrics = {name: column.reshape(len(self.trials), self.seeds) for name, column in self.lane_metrics().items()}
         failed = (self.diverged_at >= 0).reshape(len(self.trials), self.seeds)
+        ended = np.where(self.stopped_at < 0, self.steps, self.stopped_at).reshape(len(self.trials), self.seeds).min(1)
         for trial in range(len(self.trials)):
             row: dict[str, Any] = {"trial": trial, **self.trials.values(trial)}
-            row["status"] = "diverged" if failed[trial].any() else "ok"
+            row["status"] = "diverged" if failed[trial].any() else "stopped" if ended[trial] < self.steps else "ok"
             row["diverged"] = int(failed[trial].sum())
             for name, values in metrics.items():
                 row[name] = float(values[trial].mean())
@@ -106,7 +127,20 @@ class Swept:
                     row[f"{name}_std"] = float(values[trial].std(ddof=1))
             rows.append(row)
         metric = self.default_metric()
-        return sorted(rows, key=lambda row: _badness(row[metric], metric))
+        place = {"ok": 0, "stopped": 1, "diverged": 2}
+        return sorted(rows, key=lambda row: (place[row["status"]], -ended[row["trial"]], _badness(row[metric], _mode(metric))))
+
+    def to_pandas(self) -> Any:
+        """`table` as a pandas DataFrame (needs pandas)."""
+        import pandas
+
+        return pandas.DataFrame(self.table())
+
+    def to_polars(self) -> Any:
+        """`table` as a polars DataFrame (needs polars)."""
+        import polars
+
+        return polars.DataFrame(self.table())
 
     def default_metric(self) -> str:
         """What trials are ranked by: the held-out loss, or, where numbers of the loss itself are swept so that losses of two trials
@@ -116,29 +150,77 @@ class Swept:
             return "held_out_accuracy"
         return "held_out_loss" if "loss" in evaluation else "train_loss"
 
-    def best_trial(self, metric: str | None = None) -> int:
-        """The index of the best trial; ValueError when every one diverged."""
+    def top(self, k: int, metric: str | None = None, mode: str | None = None, by: str = "mean") -> list[int]:
+        """The k best trials by a column of `table`, best first, of those that ran to the end; see `best`."""
         metric = metric or self.default_metric()
-        rows = self.table()
-        if metric not in rows[0]:
-            raise ValueError(f"best: no metric {metric!r}; {nearest(metric, self.lane_metrics())}")
-        best = min(rows, key=lambda row: _badness(row[metric], metric))
-        if not math.isfinite(best[metric]):
-            raise ValueError(f"every one of the {len(rows)} trials diverged: try smaller learning rates")
-        return int(best["trial"])
+        columns = self.lane_metrics()
+        if metric not in columns:
+            raise ValueError(f"best: no metric {metric!r}; {nearest(metric, columns)}")
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"best: mode must be min or max, got {mode!r}")
+        worst = np.max if (mode or _mode(metric)) == "min" else np.min
+        over_seeds: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median, "worst": worst}
+        if by not in over_seeds:
+            raise ValueError(f"best: by must be one of {', '.join(over_seeds)}, got {by!r}")
+        values: np.ndarray = over_seeds[by](columns[metric].reshape(len(self.trials), self.seeds), axis=1)
+        whole: np.ndarray = np.all((self.stopped_at < 0).reshape(len(self.trials), self.seeds), axis=1)
+        badness = [_badness(value, mode or _mode(metric)) if ran else math.inf for value, ran in zip(values, whole, strict=True)]
+        order = [int(trial) for trial in np.argsort(badness, kind="stable") if math.isfinite(badness[trial])]
+        if not order:
+            raise ValueError(f"every one of the {len(self.trials)} trials diverged: try smaller learning rates")
+        return order[:k]
 
-    def best(self, metric: str | None = None) -> Recipe:
-        """The recipe of the best trial by a column of `table`; by default as `default_metric` says."""
-        return self.trials.recipes[self.best_trial(metric)]
+    def best_trial(self, metric: str | None = None, mode: str | None = None, by: str = "mean") -> int:
+        """The index of the best trial; ValueError when every one diverged."""
+        return self.top(1, metric, mode, by)[0]
+
+    def best(self, metric: str | None = None, mode: str | None = None, by: str = "mean") -> Recipe:
+        """The recipe of the best trial by a column of `table`; by default as `default_metric` says.
+
+        mode: "min" or "max"; by default "max" for an accuracy and "min" for anything else. by: "mean", "median" or "worst" of the seeds.
+        """
+        return self.trials.recipes[self.best_trial(metric, mode, by)]
+
+    def importance(self) -> dict[str, float]:
+        """How much each swept number mattered: |Spearman's rank correlation| of it with the default metric, most first.
+
+        Of the trials that did not diverge. It sees a trend, not a valley: a number whose best value lies in the middle may look idle.
+        """
+        rows = [row for row in self.table() if math.isfinite(row[self.default_metric()])]
+        metric = _ranks([row[self.default_metric()] for row in rows])
+        found = {path: _correlation(_ranks([row[path] for row in rows]), metric) for path in self.trials.space}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def edges(self) -> dict[str, str]:
         """Swept numbers whose best value lies within a twentieth of an end of its range -> "low" or "high": widen it there."""
         values = self.trials.values(self.best_trial())
-        places = {path: d.position(values[path]) for path, d in self.trials.space.items() if d.high > d.low}
+        # Of two listed values one is at each end: that says nothing.
+        wide = {path: d for path, d in self.trials.space.items() if d.high > d.low and len(d.values) != 2}
+        places = {path: d.position(values[path]) for path, d in wide.items()}
         return {path: "low" if u < 0.5 else "high" for path, u in places.items() if not EDGE < u < 1 - EDGE}
 
 
-def _badness(value: float, metric: str) -> float:
+def _mode(metric: str) -> str:
+    return "max" if metric.removeprefix("best_") in HIGHER_IS_BETTER else "min"
+
+
+def _badness(value: float, mode: str) -> float:
     if not math.isfinite(value):
         return math.inf
-    return -value if metric.removeprefix("best_") in HIGHER_IS_BETTER else value
+    return -value if mode == "max" else value
+
+
+def _last(values: np.ndarray, count: int) -> np.ndarray:
+    """The last `count` of a lane's values before it ended."""
+    return values[~np.isnan(values)][-count:]
+
+
+def _ranks(values: list[float]) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[place]  # ties share their mean rank
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) < 3 or not (a.std() and b.std()):
+        return 0.0
+    return float(abs(np.corrcoef(a, b)[0, 1]))

@@ -82,6 +82,7 @@ def sweep(
         evaluations=_together([end.evaluations for end in ends], back),
         evaluation_steps=evaluation_steps(run),
         diverged_at=np.concatenate([end.diverged_at for end in ends])[back],
+        stopped_at=np.concatenate([end.stopped_at for end in ends])[back],
         places=[places[i] for i in back],
         states=[end.carry.carry.state for end in ends],
         plan=done[0][1],
