@@ -8,6 +8,7 @@ from . import schedules as schedules
 from ._types import Batch as Batch
 from ._types import Scalar as Scalar
 from ._types import Vector as Vector
+from .combine import weighted_sum as weighted_sum
 from .models import Model as Model
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx

@@ -238,6 +238,10 @@ def _bound(table: Mapping[str, Any], room: ModuleType, where: str, run: Run) -> 
     for key, kind in known.items():
         if key not in given and kind.default is REQUIRED:
             raise ConfigError(f"{where}.{key} is missing: {name} needs it")
+    listed = [key for key in ("losses", "weights") if key in known and isinstance(given.get(key), list)]
+    counts = [len(given[key]) for key in listed if given[key] or known[key].default is REQUIRED]
+    if len(set(counts)) > 1:
+        raise ConfigError(f"{where}.weights must have a number for each of the {counts[0]} losses, got {counts[1]}")
     try:
         return bind(fn, **{key: _value(value, f"{where}.{key}", key, known[key], room, run) for key, value in given.items()})
     except TypeError as error:
@@ -245,8 +249,13 @@ def _bound(table: Mapping[str, Any], room: ModuleType, where: str, run: Run) -> 
 
 
 def _value(value: Any, where: str, key: str, kind: Any, room: ModuleType, run: Run) -> Any:
-    if isinstance(value, Mapping):  # a number that follows a schedule, or a part of the same kind
+    if isinstance(value, Mapping) and not kind.several:  # a number that follows a schedule, or a part of the same kind
         return _bound(value, schedules if kind.number else room, where, run)
+    if kind.several:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} must be a list of numbers, got {value!r}")
+        items = [(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [_bound(v, schedules, at, run) if isinstance(v, Mapping) else _number(v, at, key) for v, at in items]
     if kind.number:
         if isinstance(value, list) and kind.vector and value:
             return [_number(v, where, key) for v in value]

@@ -7,7 +7,7 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,8 @@ class Bound:
     """A function with its keyword parameters bound: calling it with the data is calling the function. Made by `bind`.
 
     fn: the function.
-    hparams: name -> float32 number (or vector), or a `Bound` schedule that gives the number at each step, or a part
-        (a `Bound`, a tuple of them) that the function itself calls. These are the pytree's children.
+    hparams: name -> float32 number (or vector), or a `Bound` schedule that gives the number at each step, or a tuple of these where
+        the function takes several, or a part (a `Bound`, a tuple of them) that the function itself calls. The pytree's children.
     options: name -> any other value; hashable, part of the treedef.
     """
 
@@ -50,13 +50,15 @@ class Bound:
         numbers = set(self._scheduled_names())
 
         def resolve(name: str, value: Any) -> Any:
-            return value.at(step)(step) if name in numbers else _map_bounds(lambda part: part.at(step), value)
+            return _map_bounds((lambda s: s.at(step)(step)) if name in numbers else (lambda part: part.at(step)), value)
 
         return Bound(self.fn, {name: resolve(name, value) for name, value in self.hparams.items()}, self.options)
 
     def scheduled(self, step: Any) -> dict[str, Any]:
-        """Name -> value at `step` of every number that is a schedule."""
-        return {name: self.hparams[name].at(step)(step) for name in self._scheduled_names()}
+        """Name -> value at `step` of every number that is a schedule; of one among several, "name.0"."""
+        named = {name: self.hparams[name] for name in self._scheduled_names()}
+        several = {f"{name}.{i}": v for name, value in named.items() if isinstance(value, tuple) for i, v in enumerate(value)}
+        return {name: value.at(step)(step) for name, value in {**named, **several}.items() if isinstance(value, Bound)}
 
     def replace(self, **values: Any) -> "Bound":
         """The same function bound with some values changed."""
@@ -66,7 +68,8 @@ class Bound:
         kinds = parameters(self.fn)
         # A function that annotates its numbers means any other Bound as a part to call; one that annotates none has numbers only.
         annotated = any(kind.number for kind in kinds.values())
-        return [n for n, v in self.hparams.items() if isinstance(v, Bound) and (kinds[n].number if n in kinds else False or not annotated)]
+        named = {n: n in kinds and kinds[n].number for n in self.hparams}
+        return [n for n, v in self.hparams.items() if (_has_bounds(v) if named[n] else isinstance(v, Bound) and not annotated)]
 
     def __repr__(self) -> str:
         values = {**self.hparams, **self.options}
@@ -112,12 +115,16 @@ class Recipe(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A bindable parameter: whether it is a number (a leaf) and may be a vector, its default (`REQUIRED` if none), its annotation."""
+    """A bindable parameter: whether it is a number (a leaf) and may be a vector, its default (`REQUIRED` if none), its annotation.
+
+    several: a `Sequence[Scalar]`, a number or a schedule each, unlike a vector, which is one leaf.
+    """
 
     number: bool
     vector: bool
     default: Any
     annotation: Any
+    several: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,7 +140,11 @@ def parameters(fn: Callable[..., Any]) -> Mapping[str, Parameter]:
     named = [] if any(_is_number(hints.get(p.name)) for p in keyword_only) else [p for p in positional[1:] if p.default is not REQUIRED]
     return {
         p.name: Parameter(
-            p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)), _is_vector(hints.get(p.name)), p.default, hints.get(p.name)
+            p.kind is p.KEYWORD_ONLY and _is_number(hints.get(p.name)),
+            _is_vector(hints.get(p.name)),
+            p.default,
+            hints.get(p.name),
+            p.kind is p.KEYWORD_ONLY and hints.get(p.name) == Sequence[Scalar],
         )
         for p in [*named, *keyword_only]
     }
@@ -178,7 +189,9 @@ def bind(fn: Callable[..., Any], **values: Any) -> Bound:
         if name not in values and not has_numbers:
             continue  # a foreign default stays with its function
         value = values.get(name, kind.default)
-        if kind.number and value is not None:
+        if kind.several:
+            hparams[name] = tuple(_number(v, f"{_name(fn)}: {name}[{i}]") for i, v in enumerate(_listed(value, f"{_name(fn)}: {name}")))
+        elif kind.number and value is not None:
             hparams[name] = _number(value, f"{_name(fn)}: {name}")
         elif _has_bounds(value) or (not kind.number and _is_float(value)):
             hparams[name] = _leaf(value) if _is_float(value) else _parts(value)
@@ -195,6 +208,12 @@ def _number(value: Any, where: str) -> Any:
     except (TypeError, ValueError) as error:
         hint = "; wrap a schedule in lo.bind" if callable(value) else ""
         raise TypeError(f"{where} must be a number, a vector of numbers or a bound schedule, got {value!r}{hint}") from error
+
+
+def _listed(values: Any, where: str) -> Any:
+    if isinstance(values, tuple | list) or getattr(values, "ndim", 0) == 1:
+        return values
+    raise TypeError(f"{where} must be a list of numbers or bound schedules, got {values!r}")
 
 
 def _leaf(value: Any) -> Any:

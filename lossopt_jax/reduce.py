@@ -2,16 +2,19 @@
 
     total = sum_i w_i v_i,   weight = sum_i w_i,   mean = total / weight   (0 where the weight is 0)
 
-Pairs add over masks, ragged micro-batches, devices (`lax.psum`) and hosts; means do not.
+Pairs add over masks, ragged micro-batches, devices (`lax.psum`) and hosts; means do not. `value_and_grad_over` is what consumes them.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from ._types import PyTree, to_float32
+
+Pair = TypeVar("Pair")
 
 
 class Total(NamedTuple):
@@ -38,8 +41,8 @@ def weighted_total(values: jax.Array, weights: jax.Array | None = None) -> Total
     return Total(jnp.where(weights != 0, values * weights, 0).sum(), weights.sum())
 
 
-def add(first: Total, *others: Total) -> Total:
-    """The pair of all the pieces together."""
+def add(first: Pair, *others: Pair) -> Pair:
+    """The pair of all the pieces together; a `GradTotal` likewise."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), first, *others)
 
 
@@ -54,19 +57,38 @@ def loss_total(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree,
 
     A loss may say by its `weigh(targets, **its numbers)` how much each example counts (0 where the label is to be ignored, the
     class weight where there are any): that multiplies `weights` in the denominator; the loss has it in its values already.
+
+    weights: None, [b], or any leading part of the values' shape. A loss over whole images gives no value per pixel, so to it pixel
+    weights [b, *spatial] are a mask: where they are 0 its integer labels become its `ignore_index`, and the image counts by the
+    largest. A loss over the whole batch at once (`batch_dice`: its `weigh` is a scalar) takes [b] as such a mask too.
     """
+    label = bound_values(loss).get("ignore_index")
     if weights is not None:
-        ignored = getattr(loss, "options", {}).get("ignore_index", 0)  # where the loss has a label for it, no other class is named
-        outputs = jax.tree.map(lambda x: masked(x, weights), outputs)
-        targets = jax.tree.map(lambda x: masked(x, weights, ignored), targets)
+        weights = to_float32(weights)
+        fill = 0 if label is None else label  # where the loss has a label for it, no class is named
+        each = getattr(outputs, "map_examples", lambda fn: jax.tree.map(fn, outputs))  # a `losses.Head` also holds what all examples share
+        outputs = each(functools.partial(masked, weights=weights))
+        targets = jax.tree.map(functools.partial(masked, weights=weights, label=fill), targets)
     values = loss(outputs, targets)
     if jnp.ndim(values) == 0:
         raise ValueError("a loss returns one value per example, [b, ...]; this one returned a single number, so it averages by itself")
     own = own_weights(loss, targets)
+    whole_batch = own is not None and own.ndim == 0
+    if weights is not None and (whole_batch or _only_masks(weights, own, targets, values)):
+        _check_mask(weights, targets, label, values)
+        weights = weights.max(None if whole_batch else tuple(range(1, weights.ndim)), initial=0)
     if own is None:
         return weighted_total(values, weights)
-    own = _broadcast_leading(to_float32(own), values.shape, "values")
+    own = fit_own(own, values.shape)
     return Total(weighted_total(values, weights).total, weighted_total(own, weights).total)
+
+
+def fit_own(own: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Own weights in the shape of the values; of an example with fewer values than weights, whether anything of it counts."""
+    own = to_float32(own)
+    if own.shape != shape[: own.ndim]:
+        own = (own != 0).any(tuple(range(1, own.ndim))).astype(own.dtype)
+    return _broadcast_leading(own, shape, "values")
 
 
 def hits_total(hits: jax.Array, own: jax.Array | None, weights: jax.Array | None = None) -> Total:
@@ -92,16 +114,130 @@ def masked(x: jax.Array, weights: jax.Array, label: int = 0) -> jax.Array:
 
 def own_weights(loss: Callable[..., jax.Array], targets: PyTree) -> jax.Array | None:
     """How much each example counts by the loss's own `weigh`; None where it has none, so all count alike."""
-    fn = getattr(loss, "fn", loss)
-    weigh = getattr(fn, "weigh", None)
+    weigh = getattr(_unbound(loss), "weigh", None)
     if weigh is None:
         return None
-    bound = {**getattr(loss, "hparams", {}), **getattr(loss, "options", {})}
     accepted = weigh.__kwdefaults__ or {}
-    return weigh(targets, **{name: value for name, value in bound.items() if name in accepted})
+    return weigh(targets, **{name: value for name, value in bound_values(loss).items() if name in accepted})
+
+
+def bound_values(loss: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> value of the keyword parameters of a bound loss, a `functools.partial` or a function, defaults included."""
+    keywords = loss.keywords if isinstance(loss, functools.partial) else {}
+    defaults = getattr(_unbound(loss), "__kwdefaults__", None) or {}
+    return {**defaults, **keywords, **getattr(loss, "hparams", {}), **getattr(loss, "options", {})}
+
+
+def _unbound(loss: Callable[..., Any]) -> Callable[..., Any]:
+    return loss.func if isinstance(loss, functools.partial) else getattr(loss, "fn", loss)
+
+
+def _only_masks(weights: jax.Array, own: jax.Array | None, targets: PyTree, values: jax.Array) -> bool:
+    """Whether weights have axes that the loss has consumed."""
+    if weights.shape != values.shape[: weights.ndim]:
+        return True
+    # An image of n pixels and n classes: a loss that weighs whole images means its pixels.
+    consumed = own is not None and _integer(targets) and own.ndim < targets.ndim
+    return consumed and weights.ndim > 1 and weights.shape in (targets.shape, targets.shape[:-1])
+
+
+def _check_mask(weights: jax.Array, targets: PyTree, label: int | None, values: jax.Array) -> None:
+    fits = _integer(targets) and weights.shape in (targets.shape, targets.shape[:-1], targets.shape[:1])
+    if label is None or not fits:
+        raise ValueError(
+            f"weights {weights.shape} must be a leading part of the shape of the values, {values.shape}, "
+            "unless the loss has an ignore_index and the targets are integer labels that it can take the place of"
+        )
 
 
 def _broadcast_leading(weights: jax.Array, shape: tuple[int, ...], what: str) -> jax.Array:
     if weights.shape != shape[: weights.ndim]:
         raise ValueError(f"weights {weights.shape} must be a leading part of the shape of the {what}, {shape}")
     return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)
+
+
+def _integer(targets: PyTree) -> bool:
+    return hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.integer)
+
+
+class GradTotal(NamedTuple):
+    """An additive pair and the gradient of its total: add with `add`, over devices with `lax.psum`, read with `mean_and_grad`."""
+
+    total: jax.Array
+    weight: jax.Array
+    grads: PyTree
+
+
+def value_and_grad_over(f: Callable[..., Any], params: PyTree, pieces: Any, *, has_aux: bool = False) -> tuple[Any, PyTree]:
+    """The mean of a batch that comes in pieces and its gradient, both exactly those of the batch whole: ((mean, aux) or mean, grads).
+
+    f: (params, piece) -> `Total`, or (Total, aux) with `has_aux`. pieces: a pytree of arrays [k, ...], scanned, so that memory holds
+    one piece; or a list or iterator of pieces of any sizes. aux comes back stacked [k, ...], or as a list.
+    Where nothing counts in any piece, mean and gradient are 0. Over devices, `psum` the parts: see `grad_total`.
+
+    optax.MultiSteps averages the pieces' means, and so weighs an item of a short piece more than one of a long piece:
+
+    >>> f = lambda w, x: weighted_total(w * x[0], x[1])
+    >>> x = jnp.array([[7.0, 0.0], [6.0, 7.0], [0.0, 0.0]]), jnp.array([[1, 0], [1, 1], [0, 0]])
+    >>> value_and_grad_over(f, 1.0, x)  # 20 / 3; the mean of the three means is 4.5
+    (Array(6.6666665, dtype=float32), Array(6.6666665, dtype=float32))
+    """
+    found = grad_total(f, params, pieces, has_aux=has_aux)
+    if has_aux:
+        value, grads = mean_and_grad(found[0], params)
+        return (value, found[1]), grads
+    return mean_and_grad(found, params)
+
+
+def grad_total(f: Callable[..., Any], params: PyTree, pieces: Any, *, has_aux: bool = False) -> Any:
+    """`GradTotal`, or (GradTotal, aux), of a batch in pieces; arguments as in `value_and_grad_over`, grads in float32.
+
+    The weight must not depend on the parameters. Over devices, inside `shard_map` or a vmap with an axis name:
+    mean_and_grad(lax.psum(grad_total(f, params, pieces), "devices"), params).
+    """
+    if isinstance(pieces, list | Iterator):
+        found = [_grad_of_piece(f, params, piece, has_aux) for piece in pieces]
+        if not found:
+            raise ValueError("grad_total: no pieces")
+        total = functools.reduce(add, (total for total, _ in found))
+        return (total, [aux for _, aux in found]) if has_aux else total
+    first = jax.eval_shape(lambda p, x: _grad_of_piece(f, p, jax.tree.map(lambda leaf: leaf[0], x), has_aux)[0], params, pieces)
+    start = jax.tree.map(lambda s: _varying(jnp.zeros(s.shape, s.dtype), _axes_of(s)), first)
+
+    def body(so_far: GradTotal, piece: Any) -> tuple[GradTotal, Any]:
+        total, aux = _grad_of_piece(f, params, piece, has_aux)
+        return add(so_far, total), aux
+
+    total, aux = jax.lax.scan(body, start, pieces)
+    return (total, aux) if has_aux else total
+
+
+def mean_and_grad(pair: GradTotal, params: PyTree) -> tuple[jax.Array, PyTree]:
+    """The mean and its gradient, each leaf in the dtype of that of `params`; both 0 where nothing counted."""
+    weight = jnp.where(pair.weight == 0, 1, pair.weight)  # where nothing counted the gradient is 0 already
+    grads = jax.tree.map(lambda g, p: (g / weight.astype(g.dtype)).astype(jnp.asarray(p).dtype), pair.grads, params)
+    return mean(Total(pair.total, pair.weight)), grads
+
+
+def _grad_of_piece(f: Callable[..., Any], params: PyTree, piece: Any, has_aux: bool) -> tuple[GradTotal, Any]:
+    def total_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        out, aux = f(params, piece) if has_aux else (f(params, piece), None)
+        return out.total, (out.weight, aux)
+
+    shapes = jax.eval_shape(total_of, params)
+    axes = _axes_of(shapes[0]) | _axes_of(shapes[1][0])
+    # Of parameters that all devices share shard_map would give the gradient summed over devices already, and psum would sum it again.
+    (total, (weight, aux)), grads = jax.value_and_grad(total_of, has_aux=True)(jax.tree.map(lambda p: _varying(p, axes), params))
+    pair = GradTotal(total, jax.lax.stop_gradient(weight), jax.tree.map(to_float32, grads))
+    return jax.tree.map(lambda x: _varying(x, axes), pair), aux
+
+
+def _axes_of(x: Any) -> frozenset[str]:
+    """The mesh axes of an enclosing `shard_map` along which `x` differs."""
+    kind = getattr(x, "manual_axis_type", x)
+    return getattr(kind, "varying", None) or getattr(kind, "vma", None) or frozenset()
+
+
+def _varying(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    missing = tuple(sorted(axes - _axes_of(jax.typeof(x))))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x

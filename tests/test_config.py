@@ -143,6 +143,8 @@ def test_every_name_in_the_catalogue_loads_from_a_config(room):
         "boundaries": [10],
         "values": [0.1, 0.01],
         "schedules": [{"name": "constant", "value": 0.1}, {"name": "constant", "value": 0.2}],
+        "losses": [{"name": "cross_entropy"}, {"name": "focal", "gamma": 1.5}],
+        "weights": [1.0, {"name": "linear", "init": 1.0}],
     }
     for name in getattr(lo, room).__all__:
         given = {"name": name}

@@ -9,11 +9,13 @@ PACKAGE = Path(lossopt_jax.__file__).parent
 # Each room may import the rooms of the rows above it, and nothing else of the package.
 LAYERS = [
     {"_types"},
-    {"losses", "optimizers", "schedules", "reduce", "models", "data", "recipe"},
-    {"step"},
+    {"reduce"},
+    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint"},
+    {"combine", "step"},
     {"train"},
     {"sweep"},
     {"report"},
+    {"lr_finder"},
     {"config"},
     {"cli"},
 ]

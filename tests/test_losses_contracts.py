@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lossopt_jax import losses
-from lossopt_jax.recipe import Bound, bind
+from lossopt_jax.recipe import Bound, bind, numbers
+from lossopt_jax.reduce import loss_total
 
 RNG = np.random.default_rng(11)
 NUMBERS = RNG.normal(size=(6,)).astype(np.float32), RNG.normal(size=(6,)).astype(np.float32)
@@ -77,11 +78,22 @@ _contrastive = {
     "margin_ranking": (NUMBERS, SIGNS, {}),
     **_each("lambdarank listwise_softmax pairwise_logistic", (LOGITS, BITS * 1.0, {})),
 }
+_HEAD = losses.Head(NUMBERS[0].reshape(6, 1) * PAIRS, PAIRS[:5].T.copy(), LOGITS[0])
+_language = {"linear_cross_entropy": (_HEAD, LABELS, {"class_weights": WEIGHTS, "soft_cap": 3.0, "z_loss": 0.5})}
+_tasks = {"losses": (bind(losses.cross_entropy, label_smoothing=0.1), bind(losses.huber)), "weights": [2.0, 0.5]}
+_combined = {
+    "weighted_sum": (IMAGES, CLASS_MASKS, {"losses": (bind(losses.dice), bind(losses.cross_entropy)), "weights": [1.0, 0.5]}),
+    "weighted_tasks": ((LOGITS, PAIRS), (LABELS, PAIRS[::-1]), _tasks),
+    "uncertainty_weighted": (((LOGITS, PAIRS), LOGITS[:, :2]), (LABELS, PAIRS[::-1]), _tasks),
+}
 # name -> (outputs, targets, numbers to bind). A room's author adds a table of theirs.
-EXAMPLES = {**_regression, **_likelihood, **_classification, **_segmentation, **_contrastive}
+EXAMPLES = {**_regression, **_likelihood, **_classification, **_segmentation, **_contrastive, **_language, **_combined}
 
 # Where the true value or slope at logits of 1e4 has no float32: e^1e4, or divided by e^-1e4.
-OVERFLOWS = {"poisson_nll", "tweedie", "gaussian_nll", "laplace_nll"}
+OVERFLOWS = {"poisson_nll", "tweedie", "gaussian_nll", "laplace_nll", "uncertainty_weighted"}
+# Integers that say which belong together, so any will do; and those of which -1 is one of the two.
+IDENTITIES = {"supervised_contrastive", "triplet_batch_hard", "triplet_semi_hard"}
+SIGNED = {"hinge", "squared_hinge", "contrastive", "cosine_embedding", "margin_ranking"}
 
 
 def test_every_loss_has_an_example():
@@ -96,22 +108,37 @@ def bound(name) -> Bound:
 
 @functools.cache
 def program(name):
-    """Values, gradient of their sum, and the directional derivative along ones; the list counts traces."""
+    """Values, gradient of their weighted sum, the directional derivative along ones, and the pair; the list counts traces."""
     traces = []
 
     @jax.jit
-    def run(loss, outputs, targets):
+    def program_of(loss, outputs, targets, weights):
         traces.append(1)
         values, tangents = jax.jvp(lambda o: loss(o, targets), (outputs,), (jax.tree.map(jnp.ones_like, outputs),))
-        return values, jax.grad(lambda o: loss(o, targets).sum())(outputs), tangents
+
+        def total(outputs):
+            pair = loss_total(loss, outputs, targets, weights)
+            return pair.total, pair
+
+        grads, pair = jax.grad(total, has_aux=True)(outputs)
+        return values, grads, tangents, pair
+
+    def run(loss, outputs, targets, weights=None):
+        weights = np.ones(batch_size(name)) if weights is None else weights
+        return program_of(loss, outputs, targets, np.float32(weights))
 
     return run, traces
 
 
+def batch_size(name):
+    return len(jax.tree.leaves(EXAMPLES[name][0])[0])
+
+
 def lanes(loss):
     """The loss with each of its numbers changed in turn, and as it is."""
-    changed = {name: np.where(value == 0, np.float32(0.125), value * np.float32(0.75)) for name, value in loss.hparams.items()}
-    return [loss, *(Bound(loss.fn, {**loss.hparams, name: value}, loss.options) for name, value in changed.items())]
+    leaves, structure = jax.tree.flatten(loss)
+    changed = [np.where(value == 0, np.float32(0.125), value * np.float32(0.75)) for value in leaves]
+    return [loss, *(jax.tree.unflatten(structure, [*leaves[:i], value, *leaves[i + 1 :]]) for i, value in enumerate(changed))]
 
 
 @pytest.mark.parametrize("name", losses.__all__)
@@ -121,16 +148,19 @@ def test_lanes_one_trace_and_extremes(name):
     run, traces = program(name)
     one_by_one = [run(loss, outputs, targets) for loss in lanes(bound(name))]
     assert len(traces) == 1
-    _, grads, tangents = one_by_one[0]
+    _, grads, tangents, _ = one_by_one[0]
     flat = np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)]).astype(np.float64)
     np.testing.assert_allclose(np.asarray(tangents, np.float64).sum(), flat.sum(), rtol=1e-5, atol=1e-5 * np.abs(flat).sum())
     assert np.abs(flat).sum() > 0
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *lanes(bound(name)))
     together = jax.jit(jax.vmap(lambda loss: loss(outputs, targets)))(stacked) if bound(name).hparams else one_by_one[0][0][None]
-    np.testing.assert_allclose(together, [values for values, _, _ in one_by_one], rtol=2e-6, atol=1e-6)
-    for i, number in enumerate(bound(name).hparams):
+    np.testing.assert_allclose(together, [values for values, *_ in one_by_one], rtol=2e-6, atol=1e-6)
+    for i, number in enumerate(numbers(bound(name))):
         assert np.isfinite(together[i + 1]).all(), number
-    check_extremes(name)  # here, so that the program is compiled once however the tests are spread over processes
+    # Here, so that the program is compiled once however the tests are spread over processes.
+    check_extremes(name)
+    check_masks(name)
+    check_labels_that_are_no_class(name)
 
 
 def check_extremes(name):
@@ -144,6 +174,55 @@ def check_extremes(name):
             continue
         for part in jax.tree.leaves(run(bound(name), jax.tree.map(lambda x, f=extreme: f(x).astype(np.float32), outputs), targets)):
             assert np.isfinite(part).all()
+
+
+def check_masks(name):
+    """What lies under a weight of 0, NaN and labels of no class included, changes no bit; a batch of nothing else is 0 of 0."""
+    outputs, targets, _ = EXAMPLES[name]
+    run, _ = program(name)
+    kept = np.arange(batch_size(name)) % 3 != 1
+    each = getattr(outputs, "map_examples", lambda fn: jax.tree.map(fn, outputs))
+    wanted = None
+    for garbage, label in ((0, 0), (np.nan, 255), (np.inf, -1), (-np.inf, -100)):
+
+        def spoilt(x, rows=kept, garbage=garbage, label=label):
+            x = np.asarray(x)
+            return np.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), x, np.asarray(label if x.dtype.kind == "i" else garbage, x.dtype))
+
+        _, grads, _, pair = run(bound(name), each(spoilt), jax.tree.map(spoilt, targets), kept * 1.5)
+        found = jax.tree.leaves((grads, pair))
+        wanted = wanted or found
+        for got, want in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert np.isfinite(pair.total)
+        assert pair.weight > 0
+    nothing = np.zeros_like(kept)
+    _, grads, _, pair = run(bound(name), each(lambda x: spoilt(x, nothing)), jax.tree.map(lambda x: spoilt(x, nothing), targets), nothing)
+    assert pair == (0, 0)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def check_labels_that_are_no_class(name):
+    """An integer that is no class makes value and gradient of its example NaN, and changes no bit of the others'."""
+    outputs, targets, _ = EXAMPLES[name]
+    if not hasattr(targets, "dtype") or targets.dtype.kind != "i" or name in IDENTITIES:
+        return
+    run, _ = program(name)
+    good, good_grads, *_ = run(bound(name), outputs, targets)
+    for label in (255,) if name in SIGNED else (-1, 255):
+        wrong = np.array(targets)
+        wrong[(1, *(0,) * (wrong.ndim - 1))] = label
+        values, grads, _, pair = run(bound(name), outputs, wrong)
+        assert np.isnan(pair.total)
+        if name.startswith("batch_"):  # one image to the loss
+            assert np.isnan(values).any()
+            continue
+        assert np.isnan(values[1]).any()
+        np.testing.assert_array_equal(np.delete(values, 1, 0), np.delete(good, 1, 0))
+        for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(good_grads), strict=True):
+            if len(got) == len(values):  # what all examples share has all their gradients in it
+                assert np.isnan(got[1]).any()
+                np.testing.assert_array_equal(np.delete(got, 1, 0), np.delete(want, 1, 0))
 
 
 @pytest.mark.parametrize("name", losses.__all__)
@@ -167,7 +246,7 @@ def test_shapes_that_do_not_match_raise(name):
     if targets is None:
         outputs = (outputs[0][:-1], *outputs[1:])
     else:
-        targets = np.asarray(targets)[..., None]
+        targets = jax.tree.map(lambda t: np.asarray(t)[..., None], targets)
     with pytest.raises(ValueError, match=r"\(.*\).*\(.*\)"):
         jax.eval_shape(bound(name), outputs, targets)
 
@@ -177,7 +256,7 @@ def test_shapes_that_do_not_match_raise(name):
 def test_jit_equals_eager(name):
     """To rounding, not bit for bit: XLA contracts a product and a sum that it fuses. Slow, since eager code compiles op by op."""
     outputs, targets, _ = EXAMPLES[name]
-    values, _, _ = program(name)[0](bound(name), outputs, targets)
+    values, *_ = program(name)[0](bound(name), outputs, targets)
     np.testing.assert_allclose(values, bound(name)(outputs, targets), rtol=2e-6, atol=1e-6)
 
 

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 import lossopt_jax as lo
 from lossopt_jax.data import as_batch, batch_indices, pieces
-from lossopt_jax.reduce import Total, add, loss_total, masked, mean, weighted_total
+from lossopt_jax.reduce import mean
 from lossopt_jax.train import evaluation_steps
 
 MODEL = lo.from_linen(nn.Dense(1))
@@ -135,59 +135,3 @@ def test_pieces_pad_with_weight_zero():
     batch = pieces(as_batch((X, Y), "x"), 16)
     assert batch.inputs.shape == (4, 16, 3)
     assert batch.weights.sum() == 50
-
-
-# The reduction: a mean over pieces is the mean over the whole. With 0, 16, 11 and 0 valid items a mean of means is wrong by a half.
-def test_pairs_add_over_ragged_pieces_value_and_gradient():
-    rng = np.random.default_rng(1)
-    outputs, targets = rng.normal(size=(4, 16)), rng.normal(size=(4, 16))
-    weights = np.arange(16)[None] < np.array([0, 16, 11, 0])[:, None]
-
-    def in_pieces(outputs):
-        return mean(
-            add(*(loss_total(lo.losses.mse, o, jnp.asarray(t), jnp.asarray(w)) for o, t, w in zip(outputs, targets, weights, strict=True)))
-        )
-
-    value, grads = jax.value_and_grad(in_pieces)(jnp.asarray(outputs, jnp.float32))
-    squares = np.square(outputs - targets)
-    np.testing.assert_allclose(value, squares[weights].mean(), rtol=1e-6)
-    np.testing.assert_allclose(grads, np.where(weights, 2 * (outputs - targets) / 27, 0), rtol=1e-5, atol=1e-7)
-
-
-def test_reduction_of_nothing_is_zero_with_gradient_zero():
-    assert mean(weighted_total(jnp.full(3, jnp.nan), jnp.zeros(3))) == 0
-    assert mean(Total(jnp.zeros(()), jnp.zeros(()))) == 0
-    masked = jax.grad(lambda x: mean(loss_total(lo.losses.mse, x, jnp.ones(3) * jnp.nan, jnp.zeros(3))))(jnp.ones(3))
-    assert masked.tolist() == [0, 0, 0]
-
-
-def test_weights_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match=r"weights \(4,\) .* \(3,\)"):
-        weighted_total(jnp.ones(3), jnp.ones(4))
-
-
-def test_masks_fit_the_array_or_fall_back_to_whole_examples():
-    x = jnp.ones((2, 3, 3, 3))
-    assert masked(x, jnp.array([1.0, 0.0])).sum() == 27
-    assert (masked(x, jnp.eye(3)[:2]) == x).all()  # [b, c] over [b, h, w, c]: nothing says which axis, and both examples have weight
-    assert masked(x[..., 0, 0], jnp.eye(3)[:2]).tolist() == jnp.eye(3)[:2].tolist()
-    assert masked(x[..., 0], jnp.eye(3)[:2]).sum() == 6
-    assert masked(jnp.array([4, 5]), jnp.array([0.0, 1.0]), -100).tolist() == [-100, 5]
-
-
-def test_masked_labels_are_no_class():
-    weights = jnp.array([1.0, 1.0, 0.0])
-    labels = jnp.array([0, 1, 7])  # 7 is no class at all
-    pair = loss_total(lo.bind(lo.losses.cross_entropy), jnp.eye(3), labels, weights)
-    expected = float(np.log(np.e + 2) - 1)
-    assert float(mean(pair)) == pytest.approx(expected, rel=1e-6)
-    assert float(pair.weight) == 2
-
-
-def test_class_weights_divide_by_the_weights_that_counted():
-    class_weights = [1.0, 3.0, 1.0]
-    pair = loss_total(
-        lo.bind(lo.losses.cross_entropy, class_weights=class_weights), jnp.eye(3) * jnp.array([[1.0], [2.0], [1.0]]), jnp.array([0, 1, 0])
-    )
-    values = [np.log(np.e + 2) - 1, np.log(np.e**2 + 2) - 2, np.log(np.e + 2)]
-    assert float(mean(pair)) == pytest.approx(np.average(values, weights=[1, 3, 1]), rel=1e-6)

@@ -4,10 +4,12 @@
 """
 
 from . import classification as _classification
+from . import combine as _combine
 from . import compound as _compound
 from . import contrastive as _contrastive
 from . import distance as _distance
 from . import likelihood as _likelihood
+from . import linear as _linear
 from . import lovasz as _lovasz
 from . import margins as _margins
 from . import metric as _metric
@@ -36,6 +38,9 @@ from .classification import kl_divergence as kl_divergence
 from .classification import multilabel_soft_margin as multilabel_soft_margin
 from .classification import nll as nll
 from .classification import poly as poly
+from .combine import uncertainty_weighted as uncertainty_weighted
+from .combine import weighted_sum as weighted_sum
+from .combine import weighted_tasks as weighted_tasks
 from .compound import binary_dice_cross_entropy as binary_dice_cross_entropy
 from .compound import binary_dice_focal as binary_dice_focal
 from .compound import dice_cross_entropy as dice_cross_entropy
@@ -61,6 +66,8 @@ from .likelihood import laplace_nll as laplace_nll
 from .likelihood import poisson_nll as poisson_nll
 from .likelihood import student_t_nll as student_t_nll
 from .likelihood import tweedie as tweedie
+from .linear import Head as Head
+from .linear import linear_cross_entropy as linear_cross_entropy
 from .lovasz import lovasz_hinge as lovasz_hinge
 from .lovasz import lovasz_softmax as lovasz_softmax
 from .margins import hinge as hinge
@@ -124,6 +131,7 @@ from .topology import soft_skeleton as soft_skeleton
 __all__ = [
     *_classification.__all__,
     *_likelihood.__all__,
+    *_linear.__all__,
     *_margins.__all__,
     *_noisy.__all__,
     *_regression.__all__,
@@ -133,6 +141,7 @@ __all__ = [
     *_distance.__all__,
     *_topology.__all__,
     *_compound.__all__,
+    *_combine.__all__,
     *_contrastive.__all__,
     *_metric.__all__,
     *_ranking.__all__,

@@ -1,6 +1,7 @@
 """What region losses stand on: sums over pixels that add up over micro-batches and devices, and one ratio of such sums."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,28 @@ def generalized_dice_from(statistics: RegionStatistics, *, power: Scalar = 2.0, 
     rarest = jnp.where(present, true, jnp.inf).min(-1, keepdims=True)
     weights = jnp.where(present, jnp.where(present, rarest / jnp.where(present, true, 1), 1) ** power, 1)
     return share((weights * (fp + fn)).sum(-1), 2 * (weights * tp).sum(-1) + smooth)
+
+
+def weigh_images(targets: Any, *, ignore_index: int = -100) -> jax.Array:
+    """[b]: 1, or 0 where every pixel of the image is void. A class that is not in an image counts all the same: see `empty_weight`."""
+    return _any_counts(targets, ignore_index, lambda counts: counts.any(tuple(range(1, counts.ndim))))
+
+
+def weigh_labels(targets: Any, *, ignore_index: int = -100) -> jax.Array:
+    """[b, c]: 1, or 0 where every pixel of the image is void to the label."""
+    return _any_counts(targets, ignore_index, lambda counts: counts.any(tuple(range(1, counts.ndim - 1))))
+
+
+def weigh_batch(targets: Any, *, ignore_index: int = -100) -> jax.Array:
+    """A scalar, since the images are one to the loss: 1, or 0 where every pixel is void."""
+    return _any_counts(targets, ignore_index, jnp.any)
+
+
+def _any_counts(targets: Any, ignore_index: int, over_pixels: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    targets = jnp.asarray(targets)
+    labelled = is_labels(targets) and targets.dtype != jnp.bool_
+    counts = targets.astype(jnp.int32) != ignore_index if labelled else jnp.ones(targets.shape, bool)
+    return over_pixels(counts).astype(jnp.float32)
 
 
 def focal_power(x: jax.Array, gamma: Scalar) -> jax.Array:

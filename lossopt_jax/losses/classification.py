@@ -74,8 +74,10 @@ def cross_entropy(
     class_weights: w [c] or None. ignore_index: the label that counts for nothing, in value, gradient and mean, default -100.
     Any other label that is no class is NaN in value and gradient, for its example alone (ValueError where its value is known).
 
-    The mean divides by the sum of class weights of what counted, as torch does for labels. To divide by the number
-    of examples instead (torch, for a distribution; Keras) average these values yourself.
+    Two conventions of the weighted mean. By the weights' sum, sum w v / sum w over what counted: torch's reduction="mean" for labels, and
+    what `loss_total` and a recipe do, by this function's `weigh`. By the number of examples, sum w v / n (Keras; torch, for a
+    distribution): a function of one's own that calls this one has no `weigh`, so its mean is over all, or is
+    `weighted_total(values, labels != ignore_index)`.
     torch: CrossEntropyLoss(reduction="none"). optax: softmax_cross_entropy(_with_integer_labels).
 
     >>> cross_entropy(jnp.array([[2.0, 0.0], [1e4, 1e4]]), jnp.array([0, 1])).round(4)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, Vector
-from ._labels import is_labels
+from ._labels import is_labels, weighed_by
+from ._regions import weigh_images
 from .classification import binary_cross_entropy, binary_focal, cross_entropy, focal
 from .segmentation import dice
 from .segmentation_sigmoid import binary_dice
@@ -15,6 +16,7 @@ from .segmentation_sigmoid import binary_dice
 __all__ = ["binary_dice_cross_entropy", "binary_dice_focal", "dice_cross_entropy", "dice_focal"]
 
 
+@weighed_by(weigh_images)
 def dice_cross_entropy(
     outputs: jax.Array,
     targets: jax.Array,
@@ -51,6 +53,7 @@ def dice_cross_entropy(
     return region.mean(-1) * dice_weight + _mean_of_image(pixels, targets, ignore_index) * cross_entropy_weight
 
 
+@weighed_by(weigh_images)
 def dice_focal(
     outputs: jax.Array,
     targets: jax.Array,
@@ -85,6 +88,7 @@ def dice_focal(
     return region.mean(-1) * dice_weight + _mean_of_image(pixels, targets, ignore_index) * focal_weight
 
 
+@weighed_by(weigh_images)
 def binary_dice_cross_entropy(
     outputs: jax.Array,
     targets: jax.Array,
@@ -111,6 +115,7 @@ def binary_dice_cross_entropy(
     return region * dice_weight + _mean_of_image(pixels, targets, ignore_index) * cross_entropy_weight
 
 
+@weighed_by(weigh_images)
 def binary_dice_focal(
     outputs: jax.Array,
     targets: jax.Array,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, check_same_shape, to_float32
-from ._labels import class_targets, weigh_classes, weighed_by
+from ._labels import class_targets, is_labels, weigh_classes, weighed_by
 from ._stable import hot, label_nll, softplus_pair
 from ._vectors import all_cosines, norm, unit_vectors, vectors
 
@@ -38,9 +38,9 @@ def cosine_embedding(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *
     Array([0.293, 0.707], dtype=float32)
     """
     x, y = vectors(outputs, count=2, loss="cosine_embedding", what="(x, y)")
-    same = _pair_labels(targets, x, loss="cosine_embedding")
+    same, x, y = _labelled_pairs(targets, x, y, loss="cosine_embedding")
     distance = _cosine_distance(x, y)
-    return jnp.where(same, distance, jax.nn.relu(1 - distance - margin)) * _known(targets, distance)
+    return jnp.where(same, distance, jax.nn.relu(1 - distance - margin))
 
 
 def contrastive(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, margin: Scalar = 1.0, degree: Scalar = 2.0) -> jax.Array:
@@ -53,9 +53,9 @@ def contrastive(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, mar
     Array([12.5,  0.5], dtype=float32)
     """
     x, y = vectors(outputs, count=2, loss="contrastive", what="(x, y)")
-    same = _pair_labels(targets, x, loss="contrastive")
+    same, x, y = _labelled_pairs(targets, x, y, loss="contrastive")
     distance = norm(x - y, degree)
-    return jnp.square(jnp.where(same, distance, jax.nn.relu(margin - distance))) / 2 * _known(targets, distance)
+    return jnp.square(jnp.where(same, distance, jax.nn.relu(margin - distance))) / 2
 
 
 def weigh_pairs(targets: Any) -> jax.Array | None:
@@ -182,18 +182,19 @@ def _cosines(outputs: jax.Array, targets: jax.Array, ignore_index: int, *, loss:
     return given.logits, given.labels, given.counts
 
 
-def _pair_labels(targets: jax.Array, x: jax.Array, *, loss: str) -> jax.Array:
+def _labelled_pairs(targets: jax.Array, x: jax.Array, y: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which pairs belong together, and the embeddings, NaN where the target is none of 1, 0 and -1 (ValueError for a known integer)."""
     targets = jnp.asarray(targets)
     if targets.shape != x.shape[:-1]:
         raise ValueError(f"{loss}: for outputs {x.shape} targets must have shape {x.shape[:-1]}, got {targets.shape}")
-    return targets == 1
-
-
-def _known(targets: jax.Array, like: jax.Array) -> jax.Array:
-    targets = jnp.asarray(targets)
     if targets.dtype == jnp.bool_:
-        return jnp.ones_like(like)
-    return jnp.where((targets == 1) | (targets == 0) | (targets == -1), 1, jnp.nan).astype(like.dtype)
+        return targets, x, y
+    known = (targets == 1) | (targets == 0) | (targets == -1)
+    if is_labels(targets) and not isinstance(targets, jax.core.Tracer) and not known.all():
+        raise ValueError(f"{loss}: targets must be 1, 0 or -1, got {targets[~known].ravel()[0]}")
+    # On the embeddings, not on the values: relu's slope of 0 would hide it from the gradient.
+    factor = jnp.where(known, 1, jnp.nan).astype(x.dtype)[..., None]
+    return targets == 1, x * factor, y * factor
 
 
 def _real_pairs(targets: jax.Array | None, left: jax.Array, right: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:

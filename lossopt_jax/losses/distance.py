@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, Vector, to_float32
-from ._regions import Regions, binary_regions, class_regions, focal_power
+from ._labels import weighed_by
+from ._regions import Regions, binary_regions, class_regions, focal_power, weigh_images
 
 __all__ = ["binary_boundary", "binary_hausdorff", "boundary", "hausdorff"]
 
 
+@weighed_by(weigh_images)
 def boundary(
     outputs: jax.Array,
     targets: jax.Array,
@@ -37,6 +39,7 @@ def boundary(
     return _boundary(regions, spacing)
 
 
+@weighed_by(weigh_images)
 def binary_boundary(outputs: jax.Array, targets: jax.Array, *, spacing: Vector | None = None, ignore_index: int = -100) -> jax.Array:
     """`boundary` of one region with p = sigmoid(outputs): [b, *spatial], targets of that shape -> [b].
 
@@ -46,6 +49,7 @@ def binary_boundary(outputs: jax.Array, targets: jax.Array, *, spacing: Vector |
     return _boundary(binary_regions(outputs, targets, ignore_index=ignore_index, loss="binary_boundary"), spacing)[:, 0]
 
 
+@weighed_by(weigh_images)
 def hausdorff(
     outputs: jax.Array,
     targets: jax.Array,
@@ -68,6 +72,7 @@ def hausdorff(
     return _hausdorff(regions, alpha, spacing)
 
 
+@weighed_by(weigh_images)
 def binary_hausdorff(
     outputs: jax.Array, targets: jax.Array, *, alpha: Scalar = 2.0, spacing: Vector | None = None, ignore_index: int = -100
 ) -> jax.Array:

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, check_same_shape, to_float32
-from ._labels import binary_targets, class_targets, is_labels
+from ._labels import binary_targets, class_targets, is_labels, weighed_by
+from ._regions import weigh_images
 from ._stable import hot, softmax_pair
 
 __all__ = ["lovasz_hinge", "lovasz_softmax"]
 
 
+@weighed_by(weigh_images)
 def lovasz_softmax(
     outputs: jax.Array, targets: jax.Array, *, empty_weight: Scalar = 1.0, include_background: bool = True, ignore_index: int = -100
 ) -> jax.Array:
@@ -49,6 +51,7 @@ def lovasz_softmax(
     return jnp.where(true.any(-1), values, empty_weight * values)
 
 
+@weighed_by(weigh_images)
 def lovasz_hinge(outputs: jax.Array, targets: jax.Array, *, ignore_index: int = -100) -> jax.Array:
     """Lovász hinge of one region, with the errors max(0, 1 - x (2 t - 1)) of the logits x: [b, *spatial] -> [b].
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, check_same_shape, to_float32
+from ._labels import binary_targets
 from ._stable import soft_nll, softplus_pair
 from ._vectors import vectors
 
@@ -67,14 +68,14 @@ def lambdarank(outputs: jax.Array, targets: jax.Array, *, sigma: Scalar = 1.0, t
 def margin_ranking(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, margin: Scalar = 0.0) -> jax.Array:
     """max(0, margin - y (s_1 - s_2)): the first of two scores should be above the second (y = 1) or below (-1), by the margin.
 
-    outputs: (s_1, s_2), [*b] each; targets: y [*b] -> [*b]. margin: default 0. torch: MarginRankingLoss.
+    outputs: (s_1, s_2), [*b] each; targets: y [*b] (any other integer is NaN) -> [*b]. margin: default 0. torch: MarginRankingLoss.
 
     >>> margin_ranking((jnp.array([1.0, 1.0]), jnp.array([0.5, 0.5])), jnp.array([1, -1]), margin=1.0)
     Array([0.5, 1.5], dtype=float32)
     """
     first, second = vectors(outputs, count=2, loss="margin_ranking", what="(first scores, second scores)")
     check_same_shape(first, targets, loss="margin_ranking")
-    return jax.nn.relu(margin - to_float32(targets) * (first - second))
+    return jax.nn.relu(margin - binary_targets(targets, loss="margin_ranking", low=-1) * (first - second))
 
 
 def _lists(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -3,12 +3,14 @@
 Three kinds of outputs, three names. `dice`: classes that exclude one another (softmax over the last axis). `binary_dice`: one
 region (sigmoid; every axis but the first is pixels). `multilabel_dice`: regions that may overlap (sigmoid; the last axis is labels).
 All stand on `RegionStatistics`, whose sums add up: Dice of the batch is `batch_dice`, or `dice_from` of summed statistics.
+In a mean an image that is void all over counts for nothing; a class that is not in an image counts (see `empty_weight`).
 """
 
 import jax
 import jax.numpy as jnp  # noqa: F401  (the examples use it)
 
 from .._types import Scalar
+from ._labels import weighed_by
 from ._regions import (
     dice_from,
     focal_power,
@@ -17,12 +19,15 @@ from ._regions import (
     over_batch,
     region_statistics,
     tversky_from,
+    weigh_batch,
+    weigh_images,
 )
 from ._special import log_cosh_of
 
 __all__ = ["batch_dice", "batch_iou", "batch_tversky", "dice", "focal_tversky", "generalized_dice", "iou", "log_cosh_dice", "tversky"]
 
 
+@weighed_by(weigh_images)
 def dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -57,6 +62,7 @@ def dice(
     )
 
 
+@weighed_by(weigh_images)
 def iou(
     outputs: jax.Array,
     targets: jax.Array,
@@ -81,6 +87,7 @@ def iou(
     )
 
 
+@weighed_by(weigh_images)
 def tversky(
     outputs: jax.Array,
     targets: jax.Array,
@@ -106,6 +113,7 @@ def tversky(
     return tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_images)
 def focal_tversky(
     outputs: jax.Array,
     targets: jax.Array,
@@ -132,6 +140,7 @@ def focal_tversky(
     return focal_power(tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight), gamma)
 
 
+@weighed_by(weigh_images)
 def log_cosh_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -155,6 +164,7 @@ def log_cosh_dice(
     return log_cosh_of(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
 
 
+@weighed_by(weigh_images)
 def generalized_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -182,6 +192,7 @@ def generalized_dice(
     )
 
 
+@weighed_by(weigh_batch)
 def batch_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -211,6 +222,7 @@ def batch_dice(
     return dice_from(statistics, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_batch)
 def batch_iou(
     outputs: jax.Array,
     targets: jax.Array,
@@ -232,6 +244,7 @@ def batch_iou(
     )
 
 
+@weighed_by(weigh_batch)
 def batch_tversky(
     outputs: jax.Array,
     targets: jax.Array,

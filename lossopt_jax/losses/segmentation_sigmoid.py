@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp  # noqa: F401  (the examples use it)
 
 from .._types import Scalar
+from ._labels import weighed_by
 from ._regions import (
     binary_region_statistics,
     dice_from,
@@ -18,6 +19,9 @@ from ._regions import (
     multilabel_region_statistics,
     over_batch,
     tversky_from,
+    weigh_batch,
+    weigh_images,
+    weigh_labels,
 )
 from ._special import log_cosh_of
 
@@ -36,6 +40,7 @@ __all__ = [
 ]
 
 
+@weighed_by(weigh_images)
 def binary_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -57,6 +62,7 @@ def binary_dice(
     return dice_from(statistics, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_images)
 def binary_iou(
     outputs: jax.Array, targets: jax.Array, *, smooth: Scalar = 1e-5, empty_weight: Scalar = 1.0, ignore_index: int = -100
 ) -> jax.Array:
@@ -69,6 +75,7 @@ def binary_iou(
     return iou_from(statistics, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_images)
 def binary_tversky(
     outputs: jax.Array,
     targets: jax.Array,
@@ -88,6 +95,7 @@ def binary_tversky(
     return tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_images)
 def binary_focal_tversky(
     outputs: jax.Array,
     targets: jax.Array,
@@ -108,6 +116,7 @@ def binary_focal_tversky(
     return focal_power(tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight), gamma)
 
 
+@weighed_by(weigh_images)
 def binary_log_cosh_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -126,6 +135,7 @@ def binary_log_cosh_dice(
     return log_cosh_of(dice_from(statistics, smooth=smooth, empty_weight=empty_weight))
 
 
+@weighed_by(weigh_labels)
 def multilabel_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -146,6 +156,7 @@ def multilabel_dice(
     return dice_from(statistics, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_labels)
 def multilabel_iou(
     outputs: jax.Array, targets: jax.Array, *, smooth: Scalar = 1e-5, empty_weight: Scalar = 1.0, ignore_index: int = -100
 ) -> jax.Array:
@@ -158,6 +169,7 @@ def multilabel_iou(
     return iou_from(statistics, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_labels)
 def multilabel_tversky(
     outputs: jax.Array,
     targets: jax.Array,
@@ -177,6 +189,7 @@ def multilabel_tversky(
     return tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_labels)
 def multilabel_focal_tversky(
     outputs: jax.Array,
     targets: jax.Array,
@@ -197,6 +210,7 @@ def multilabel_focal_tversky(
     return focal_power(tversky_from(statistics, alpha=alpha, beta=beta, smooth=smooth, empty_weight=empty_weight), gamma)
 
 
+@weighed_by(weigh_batch)
 def batch_multilabel_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -215,6 +229,7 @@ def batch_multilabel_dice(
     return dice_from(over_batch(statistics), smooth=smooth, empty_weight=empty_weight)
 
 
+@weighed_by(weigh_batch)
 def batch_multilabel_iou(
     outputs: jax.Array, targets: jax.Array, *, smooth: Scalar = 1e-5, empty_weight: Scalar = 1.0, ignore_index: int = -100
 ) -> jax.Array:

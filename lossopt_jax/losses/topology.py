@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar
-from ._regions import Regions, binary_regions, class_regions, share
+from ._labels import weighed_by
+from ._regions import Regions, binary_regions, class_regions, share, weigh_images
 
 __all__ = ["binary_cl_dice", "cl_dice"]
 
 
+@weighed_by(weigh_images)
 def cl_dice(
     outputs: jax.Array,
     targets: jax.Array,
@@ -39,6 +41,7 @@ def cl_dice(
     return _cl_dice(regions, smooth, iterations)
 
 
+@weighed_by(weigh_images)
 def binary_cl_dice(
     outputs: jax.Array, targets: jax.Array, *, smooth: Scalar = 1e-5, iterations: int = 3, ignore_index: int = -100
 ) -> jax.Array:
