@@ -90,6 +90,23 @@ def run_lines(
     return [first, f"{seconds:.1f} s{rate} after {compile_seconds:.1f} s of compiling"]
 
 
+def finding_lines(finding: Any) -> list[str]:
+    """What a learning-rate finding came to: the line for a config, then its range, its edge, how sure it is and what is wrong with it."""
+    warnings = [f"note: {sentence}" for sentence in finding.verdicts.values()]
+    if not math.isfinite(finding.suggested):
+        return ["no learning rate to suggest", *warnings]
+    low, high = finding.range
+    near = f"{low:.2g} to {high:.2g} are within 5 % of the best" if high > low else "no rate beside it is within 5 % of the best"
+    loss = _plain("loss", next(row["loss"] for row in finding.table() if row["learning_rate"] == finding.suggested))
+    lines = [finding.config_line, f"{finding.metric.replace('_', ' ').replace('held out', 'held-out')} {loss} there; {near}"]
+    if math.isfinite(finding.edge):
+        lines.append(f"from {finding.edge:.2g} on most seeds diverge or learn next to nothing")
+    if len(finding.seed_rates) > 1:
+        each = f"{min(finding.seed_rates):.2g} to {max(finding.seed_rates):.2g}"
+        lines.append(f"how sure: the {len(finding.seed_rates)} seeds by themselves would say {each}")
+    return lines + warnings
+
+
 def number(value: float, distribution: Any) -> str:
     """A swept number, short: three digits, an integer in full, a choice as it was given."""
     if distribution.kind == "int_uniform":
