@@ -28,6 +28,7 @@ from .sweep import choice as choice
 from .sweep import grid as grid
 from .sweep import int_uniform as int_uniform
 from .sweep import log_uniform as log_uniform
+from .sweep import plan_lanes as plan_lanes
 from .sweep import sample as sample
 from .sweep import sweep as sweep
 from .sweep import uniform as uniform

@@ -1,17 +1,23 @@
 """The command line. JAX is imported inside the commands, so that help answers at once."""
 
 import os
+import platform
 import signal
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import platformdirs
 import typer
 
 if TYPE_CHECKING:
     from .config import Experiment
+
+MONTH = 30 * 24 * 3600.0  # seconds
 
 app = typer.Typer(
     help="Losses, optimizers and learning-rate schedules for JAX: train one recipe, or sweep a hundred as lanes of one program.",
@@ -41,7 +47,7 @@ def train(
 ) -> None:
     """Train the one recipe of a config."""
     with _one_line_errors(), _interruptible() as stop_if_interrupted:
-        _use_every_core()
+        _prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
         from .train import fit
@@ -79,28 +85,28 @@ def sweep(
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
     with _one_line_errors(), _interruptible() as stop_if_interrupted:
-        _use_every_core()
+        _prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
-        from .sweep import checked_plan, default_plan, sweep
+        from .sweep import checked_plan, plan_lanes, sweep
 
         experiment = configs.load(config, set_ or ())
         if experiment.trials is None:
             raise configs.ConfigError(f"{config} has no [sweep] table: it needs one with a space, or use lossopt train")
         trials, seeds, run = experiment.trials, experiment.seeds, experiment.run
         lanes = len(trials) * seeds
-        layout = checked_plan(configs.parse_plan(plan)) if plan else default_plan(experiment.model, experiment.task.train[0], lanes)
+        layout = checked_plan(configs.parse_plan(plan)) if plan else None
         place = _claimed(experiment, out, resume=resume, overwrite=overwrite)
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
-        typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on {layout}")
+        typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
+        data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
+        layout = layout or plan_lanes(experiment.model, trials, **data)
+        typer.echo(layout)
         with progress.progress(run.steps, lanes, quiet=quiet) as tell:
             swept = sweep(
                 experiment.model,
                 trials,
-                train=experiment.task.train,
-                evaluate=experiment.task.evaluate,
-                run=run,
-                seeds=seeds,
+                **data,
                 plan=layout,
                 on_chunk=[tell, stop_if_interrupted],
                 checkpoint=place / folder.STATE,
@@ -176,9 +182,20 @@ def _interruptible() -> Iterator[Callable[[Any], None]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _use_every_core() -> None:
-    # JAX reads this when it is imported: on CPU each core is then a device that lanes can be spread over.
+def _prepare_jax() -> None:
+    """What JAX reads when it is imported; whatever the user has set stays."""
+    # On CPU each core is then a device that lanes can be spread over.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # What a command compiled, the next one of the same structure loads. A machine's own, since the code is for its processor.
+        kept = Path(platformdirs.user_cache_dir("lossopt_jax", appauthor=False), f"xla-{platform.node()}")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(kept)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        with suppress(OSError):
+            for old in [file for file in kept.glob("*") if time.time() - file.stat().st_mtime > MONTH]:
+                old.unlink()
+        # An entry that a killed process left half written is compiled again.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
 
 
 def _shown(default: Any) -> str:

@@ -1,6 +1,7 @@
 """Strict by default: no silent rank promotion, float32 matmuls in full, two CPU devices as the CLI has them."""
 
 import os
+import tempfile
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_configure(config: pytest.Config) -> None:
     """What XLA has compiled once, by a test or by a command that a test started, is kept: most of the suite's time is compiling."""
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's: plans of lanes are remembered there
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
     # A folder to each worker: JAX does not write its entries atomically.

@@ -3,6 +3,7 @@
 from .lanes import LanePlan as LanePlan
 from .lanes import checked_plan as checked_plan
 from .lanes import default_plan as default_plan
+from .plan import plan_lanes as plan_lanes
 from .result import Swept as Swept
 from .run import sweep as sweep
 from .spaces import Trials as Trials

@@ -1,16 +1,18 @@
 """Where lanes run: over how many devices, how many side by side on each, the rest in turn."""
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from .._types import Batch, PyTree
 from ..models import Model
 from ..recipe import Recipe
-from ..step import init_state
+from ..step import check_recipe, init_state
 
 CPU_WIDTH = 8
 ACCELERATOR_WIDTH = 256
@@ -54,15 +56,27 @@ def default_plan(model: Model, inputs: PyTree, lanes: int) -> LanePlan:
     return LanePlan(devices, min(width, math.ceil(lanes / devices)))
 
 
-def lanes_in_memory(model: Model, recipe: Recipe, data: Batch, plan: LanePlan) -> int:
-    """How many lanes may lie on the plan's devices at once: half of what is free, at two copies of each lane's state."""
+def by_structure(recipes: Sequence[Recipe]) -> list[list[int]]:
+    """The indices of the recipes that share a program, one structure after another."""
+    groups: dict[Any, list[int]] = {}
+    for i, recipe in enumerate(recipes):
+        check_recipe(recipe)
+        shapes = tuple(np.shape(number) for number in jax.tree.leaves(recipe))  # boundaries of another count are another program too
+        groups.setdefault((jax.tree.structure(recipe), shapes), []).append(i)
+    return list(groups.values())
+
+
+def lanes_at_once(model: Model, recipe: Recipe, trials: int, seeds: int, data: Batch, plan: LanePlan) -> int:
+    """How many lanes of `trials` x `seeds` run in a wave: all, or even parts that take at most half of the free memory at two copies
+    of each lane's state."""
 
     def start(inputs: PyTree) -> PyTree:
         return init_state(model, recipe, jax.random.key(0), inputs)
 
     state = jax.eval_shape(start, jax.tree.map(lambda leaf: leaf[:1], data.inputs))
     one = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return max(plan.width, int(0.5 * free_bytes() / (2 * one))) * plan.devices
+    most = max(1, max(plan.width, int(0.5 * free_bytes() / (2 * one))) * plan.devices // seeds)
+    return -(-trials // -(-trials // most)) * seeds
 
 
 def free_bytes() -> float:

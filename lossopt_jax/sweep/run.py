@@ -7,16 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from .._types import Batch
 from ..checkpoint import same_run
 from ..data import as_batch, batch_indices, examples, pieces
 from ..models import Model
-from ..step import check_recipe
 from ..train import EVALUATION_BATCH, Progress, Run, evaluation_steps, kept_loop
-from .lanes import LanePlan, checked_plan, default_plan, lanes_in_memory
+from .lanes import LanePlan, by_structure, checked_plan, lanes_at_once
+from .plan import MeasuredPlan, planned
 from .program import Lane, compiled_for, lanes_program, order_of
 from .result import Swept
 from .spaces import Trials
@@ -42,7 +41,7 @@ def sweep(
     train, evaluate, run, on_chunk, checkpoint, save_every: as in `fit`; a callback sees metrics [lanes, steps] of the wave that runs.
         A sweep may be gone on with on another number of devices.
     seeds: every recipe runs under `run.seed` ... `run.seed + seeds - 1` (parameters, data order, dropout), recipe by recipe.
-    plan: how lanes lie on devices; None chooses (see `default_plan`). On CPU call
+    plan: how lanes lie on devices; None chooses (see `plan_lanes`). On CPU call
     `jax.config.update("jax_num_cpu_devices", cores)` before anything else of JAX, and every core becomes a device.
 
     A lane that diverges is flagged with the step and changes no bit of another.
@@ -53,6 +52,7 @@ def sweep(
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
     order = partial(_orders, examples(data), run, seeds)
+    plan = planned(model, trials, data, held_out, run, seeds) if plan is None else checked_plan(plan)
     waves = deque(_waves(model, trials, data, seeds, plan))
     if checkpoint is not None:
         parts = {"trials": trials.recipes, "train data": data, "held-out data": held_out, "run": asdict(run), "seeds": seeds}
@@ -60,7 +60,7 @@ def sweep(
         # A lane's last bits depend on the width, so a resumed sweep keeps it, and its waves; how many devices is today's.
         waves = deque((members, LanePlan(waves[0][1].devices, width), room) for members, width, room in kept)
     done: list[tuple[list[int], LanePlan]] = []
-    ends, compile_seconds = [], 0.0
+    ends, compile_seconds = [], getattr(plan, "seconds", 0.0)
     while waves:
         members, chosen, room = waves.popleft()
         lanes = _lanes(trials, members, seeds)
@@ -95,21 +95,15 @@ def _lanes(trials: Trials, members: Sequence[int], seeds: int) -> list[Lane]:
     return [(trials.recipes[i], seed) for i in members for seed in range(seeds)]
 
 
-def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan | None) -> list[tuple[list[int], LanePlan, int]]:
+def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan) -> list[tuple[list[int], LanePlan, int]]:
     """The trials that run together, one structure after another: (trials, plan, lanes that their program has room for) each."""
-    groups: dict[Any, list[int]] = {}
-    for i, recipe in enumerate(trials.recipes):
-        check_recipe(recipe)
-        shapes = tuple(np.shape(number) for number in jax.tree.leaves(recipe))  # boundaries of another count are another program too
-        groups.setdefault((jax.tree.structure(recipe), shapes), []).append(i)
     waves = []
-    for members in groups.values():
-        lanes = len(members) * seeds
-        chosen = checked_plan(plan or default_plan(model, data.inputs, lanes))
-        most = max(1, lanes_in_memory(model, trials.recipes[members[0]], data, chosen) // seeds)
-        count = -(-len(members) // most)
-        per_wave = -(-len(members) // count)
-        waves += [(members[i : i + per_wave], chosen, per_wave * seeds) for i in range(0, len(members), per_wave)]
+    for members in by_structure(trials.recipes):
+        lanes = lanes_at_once(model, trials.recipes[members[0]], len(members), seeds, data, plan)
+        narrow = min(plan.width, -(-lanes // plan.devices))  # a plan that was asked for stays as it is: bits depend on the width
+        chosen = LanePlan(plan.devices, narrow if isinstance(plan, MeasuredPlan) else plan.width)
+        per_wave = lanes // seeds
+        waves += [(members[i : i + per_wave], chosen, lanes) for i in range(0, len(members), per_wave)]
     return waves
 
 
