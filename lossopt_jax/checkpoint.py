@@ -190,16 +190,31 @@ def same_run(folder: str | Path, experiment: dict[str, Any], **plan: Any) -> dic
     """
     path = Path(folder) / "manifest.json"
     mine = {name: fingerprint(value) for name, value in experiment.items()}
-    if path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"experiment": mine, "plan": plan}, indent=2)
+    if not create_whole(path, text.encode()):
         found = json.loads(path.read_text())
         differ = [name for name in mine if found["experiment"].get(name) != mine[name]]
         if differ:
             raise ValueError(f"the checkpoint {folder} is of another run: not the same {', '.join(differ)}")
         return found["plan"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"experiment": mine, "plan": plan}, indent=2)
-    write_whole(path, lambda file: file.write(text.encode()))
     return plan
+
+
+def create_whole(path: str | Path, content: bytes) -> bool:
+    """Make a file with this content, or leave the one that is there and return False: of several processes one makes it."""
+    path = Path(path)
+    if path.exists():
+        return False
+    whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        write_whole(whole, lambda file: file.write(content))
+        path.hardlink_to(whole)  # unlike a rename it does not take the place of a file
+    except FileExistsError:
+        return False
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
 
 
 def fingerprint(tree: Any) -> str:

@@ -1,11 +1,10 @@
 """The sweep: recipes of one structure are lanes of one compiled program, chunk by chunk through the same host loop as a single run."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,12 +12,14 @@ from .._types import Batch
 from ..checkpoint import same_run
 from ..data import as_batch, batch_indices, examples, pieces
 from ..models import Model
-from ..train import EVALUATION_BATCH, Progress, Run, evaluation_steps, kept_loop
+from ..train import EVALUATION_BATCH, Point, Progress, Run, evaluation_steps, kept_loop
 from .lanes import LanePlan, by_structure, checked_plan, lanes_at_once
 from .plan import MeasuredPlan, planned
 from .program import Lane, compiled_for, lanes_program, order_of
 from .result import Swept
 from .spaces import Trials
+
+Callbacks: TypeAlias = Callable[[Progress], None] | Iterable[Callable[[Progress], None]]
 
 
 def sweep(
@@ -46,37 +47,18 @@ def sweep(
 
     A lane that diverges is flagged with the step and changes no bit of another.
     """
-    trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
-    if not len(trials) or seeds < 1:
-        raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
-    data = as_batch(train, "train")
-    held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
-    order = partial(_orders, examples(data), run, seeds)
-    plan = planned(model, trials, data, held_out, run, seeds) if plan is None else checked_plan(plan)
-    waves = deque(_waves(model, trials, data, seeds, plan))
-    if checkpoint is not None:
-        parts = {"trials": trials.recipes, "train data": data, "held-out data": held_out, "run": asdict(run), "seeds": seeds}
-        kept = same_run(checkpoint, parts, waves=[[members, chosen.width, room] for members, chosen, room in waves])["waves"]
-        # A lane's last bits depend on the width, so a resumed sweep keeps it, and its waves; how many devices is today's.
-        waves = deque((members, LanePlan(waves[0][1].devices, width), room) for members, width, room in kept)
-    done: list[tuple[list[int], LanePlan]] = []
-    ends, compile_seconds = [], getattr(plan, "seconds", 0.0)
-    while waves:
-        members, chosen, room = waves.popleft()
-        lanes = _lanes(trials, members, seeds)
-        program = lanes_program(model, lanes, data, held_out, run, chosen, room)
-        if waves:  # compiled while this one runs
-            after, its_plan, its_room = waves[0]
-            compiled_for(model, _lanes(trials, after, seeds), data, held_out, run, its_plan, its_room)
-        folder = None if checkpoint is None else Path(checkpoint) / f"wave-{len(done):04d}"
-        ends.append(kept_loop(program, run, order, (len(lanes),), on_chunk, folder=folder, save_every=save_every))
-        done.append((members, chosen))
-        compile_seconds += program.compile_seconds
-    lane = np.concatenate([np.repeat(members, seeds) * seeds + np.tile(np.arange(seeds), len(members)) for members, _ in done])
+    job = prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every)
+    ends, compile_seconds = [], job.planning_seconds
+    for i in range(len(job.waves)):
+        end, compiling = job.run_wave(i, on_chunk)
+        ends.append(end)
+        compile_seconds += compiling
+    members = [wave.members for wave in job.waves]
+    lane = np.concatenate([np.repeat(some, seeds) * seeds + np.tile(np.arange(seeds), len(some)) for some in members])
     back = np.argsort(lane)
     places = [(wave, int(place)) for wave, end in enumerate(ends) for place in order_of(end.carry)]
     return Swept(
-        trials=trials,
+        trials=job.trials,
         seeds=seeds,
         history=_together([end.history for end in ends], back),
         evaluations=_together([end.evaluations for end in ends], back),
@@ -85,25 +67,88 @@ def sweep(
         stopped_at=np.concatenate([end.stopped_at for end in ends])[back],
         places=[places[i] for i in back],
         states=[end.carry.carry.state for end in ends],
-        plan=done[0][1],
+        plan=job.waves[0].plan,
         seconds=sum(end.seconds for end in ends),
         compile_seconds=compile_seconds,
     )
 
 
-def _lanes(trials: Trials, members: Sequence[int], seeds: int) -> list[Lane]:
-    return [(trials.recipes[i], seed) for i in members for seed in range(seeds)]
+class Wave(NamedTuple):
+    """Trials that run together: of one structure, as many as fit. room: the lanes that their program has places for."""
+
+    members: list[int]
+    plan: LanePlan
+    room: int
 
 
-def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan) -> list[tuple[list[int], LanePlan, int]]:
-    """The trials that run together, one structure after another: (trials, plan, lanes that their program has room for) each."""
+class Job(NamedTuple):
+    """A sweep, ready to run wave by wave, in any order and by any process."""
+
+    model: Model
+    trials: Trials
+    data: Batch
+    held_out: Batch | None
+    run: Run
+    seeds: int
+    waves: list[Wave]
+    folder: Path | None
+    save_every: float
+    planning_seconds: float
+
+    def run_wave(self, i: int, on_chunk: Callbacks = ()) -> tuple[Point, float]:
+        """Where the wave ends, and the seconds it waited for its program; what its folder holds of it is not run again."""
+        lanes, wave = self._lanes(i), self.waves[i]
+        program = lanes_program(self.model, lanes, self.data, self.held_out, self.run, wave.plan, wave.room)
+        if i + 1 < len(self.waves):  # compiled while this one runs
+            after = self.waves[i + 1]
+            compiled_for(self.model, self._lanes(i + 1), self.data, self.held_out, self.run, after.plan, after.room)
+        order = partial(_orders, examples(self.data), self.run, self.seeds)
+        folder = None if self.folder is None else self.folder / f"wave-{i:04d}"
+        end = kept_loop(program, self.run, order, (len(lanes),), on_chunk, folder=folder, save_every=self.save_every)
+        return end, program.compile_seconds
+
+    def _lanes(self, i: int) -> list[Lane]:
+        return [(self.trials.recipes[member], seed) for member in self.waves[i].members for seed in range(self.seeds)]
+
+
+def prepared(
+    model: Model,
+    trials: Trials | Sequence[Any],
+    train: Any,
+    evaluate: Any,
+    run: Run,
+    seeds: int,
+    plan: LanePlan | None,
+    checkpoint: str | Path | None,
+    save_every: float,
+    parts: int = 1,
+) -> Job:
+    """The waves of a sweep: at least `parts` where there are lanes enough, or those that the checkpoint's folder has written down."""
+    trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
+    if not len(trials) or seeds < 1:
+        raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
+    data = as_batch(train, "train")
+    held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
+    plan = planned(model, trials, data, held_out, run, seeds) if plan is None else checked_plan(plan)
+    waves = _waves(model, trials, data, seeds, plan, parts)
+    if checkpoint is not None:
+        same = {"trials": trials.recipes, "train data": data, "held-out data": held_out, "run": asdict(run), "seeds": seeds}
+        kept = same_run(checkpoint, same, waves=[[wave.members, wave.plan.width, wave.room] for wave in waves])["waves"]
+        # A lane's last bits depend on the width, so a resumed sweep keeps it, and its waves; how many devices is today's.
+        waves = [Wave(members, LanePlan(plan.devices, width), room) for members, width, room in kept]
+    folder = None if checkpoint is None else Path(checkpoint)
+    return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0))
+
+
+def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan, parts: int) -> list[Wave]:
     waves = []
     for members in by_structure(trials.recipes):
         lanes = lanes_at_once(model, trials.recipes[members[0]], len(members), seeds, data, plan)
         narrow = min(plan.width, -(-lanes // plan.devices))  # a plan that was asked for stays as it is: bits depend on the width
         chosen = LanePlan(plan.devices, narrow if isinstance(plan, MeasuredPlan) else plan.width)
-        per_wave = lanes // seeds
-        waves += [(members[i : i + per_wave], chosen, lanes) for i in range(0, len(members), per_wave)]
+        turn = max(1, chosen.devices * chosen.width // seeds)
+        some = min(lanes // seeds, max(turn, -(-len(trials) // parts)))
+        waves += [Wave(members[i : i + some], chosen, some * seeds) for i in range(0, len(members), some)]
     return waves
 
 
