@@ -32,6 +32,7 @@ from .sweep import plan_lanes as plan_lanes
 from .sweep import sample as sample
 from .sweep import sweep as sweep
 from .sweep import uniform as uniform
+from .sweep import work as work
 from .train import Fitted as Fitted
 from .train import Run as Run
 from .train import fit as fit

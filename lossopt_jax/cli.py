@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +32,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what a folder
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the results in a folder that exists.")]
 SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="How often what is done so far is saved, for --resume.", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines, no live display.")]
+Join = Annotated[bool, typer.Option("--join", help="Share the sweep with all processes that are given the same --out and --join.")]
 Plan = Annotated[str | None, typer.Option(metavar="devices=N,width=N", help="How lanes lie on devices.", show_default=False)]
 
 
@@ -82,13 +83,14 @@ def sweep(
     quiet: Quiet = False,
     save_every: SaveEvery = 30.0,
     plan: Plan = None,
+    join: Join = False,
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
     with _one_line_errors(), _interruptible() as stop_if_interrupted:
         _prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
-        from .sweep import checked_plan, plan_lanes, sweep
+        from .sweep import checked_plan, plan_lanes, sweep, work
 
         experiment = configs.load(config, set_ or ())
         if experiment.trials is None:
@@ -96,25 +98,26 @@ def sweep(
         trials, seeds, run = experiment.trials, experiment.seeds, experiment.run
         lanes = len(trials) * seeds
         layout = checked_plan(configs.parse_plan(plan)) if plan else None
-        place = _claimed(experiment, out, resume=resume, overwrite=overwrite)
+        if join and (out is None or overwrite):
+            raise configs.ConfigError("--join needs the --out that all processes share, without --overwrite")
+        place = _claimed(experiment, out, resume=resume, overwrite=overwrite, join=join)
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
         data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
         layout = layout or plan_lanes(experiment.model, trials, **data)
         typer.echo(layout)
+        data |= {"plan": layout, "checkpoint": place / folder.STATE, "save_every": save_every}
         with progress.progress(run.steps, lanes, quiet=quiet) as tell:
-            swept = sweep(
-                experiment.model,
-                trials,
-                **data,
-                plan=layout,
-                on_chunk=[tell, stop_if_interrupted],
-                checkpoint=place / folder.STATE,
-                save_every=save_every,
-            )
-        results.show_sweep(swept)
-        results.write_sweep(place, experiment, swept)
-        folder.remove_state(place)
+            if join:
+                work(experiment.model, trials, **data, on_chunk=[tell, stop_if_interrupted])
+            else:
+                swept = sweep(experiment.model, trials, **data, on_chunk=[tell, stop_if_interrupted])
+        with _the_one_to_write(place, experiment) if join else nullcontext(True) as here:
+            if here:
+                swept = sweep(experiment.model, trials, **data) if join else swept
+                results.show_sweep(swept)
+                results.write_sweep(place, experiment, swept)
+                folder.remove_state(place)
         typer.echo(place)
 
 
@@ -145,11 +148,12 @@ def main() -> None:
     app(prog_name="lossopt")
 
 
-def _claimed(experiment: "Experiment", out: Path | None, *, resume: bool, overwrite: bool) -> Path:
+def _claimed(experiment: "Experiment", out: Path | None, *, resume: bool, overwrite: bool, join: bool = False) -> Path:
     """The folder to write, with its config in it; ends the command where a resumed folder is finished."""
     from .report import folder, results
 
-    place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume)
+    place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume, join=join)
+    resume = resume or join
     if resume and results.finished(place, experiment.resolved):
         typer.echo(f"{place} is finished; nothing to do")
         raise typer.Exit
@@ -159,6 +163,21 @@ def _claimed(experiment: "Experiment", out: Path | None, *, resume: bool, overwr
     if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
         results.write_config(place, experiment)
     return place
+
+
+@contextmanager
+def _the_one_to_write(place: Path, experiment: "Experiment") -> Iterator[bool]:
+    """Of the processes that shared a sweep one writes its results; the others wait for it, or for its death."""
+    from .report import folder, results
+    from .sweep import Claims
+
+    while not results.finished(place, experiment.resolved):
+        with Claims(place / folder.STATE).held("results") as still_held:
+            if still_held is not None:
+                yield True
+                return
+        time.sleep(1)
+    yield False
 
 
 @contextmanager

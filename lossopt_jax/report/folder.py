@@ -40,10 +40,10 @@ def default_folder(name: str, now: datetime | None = None) -> Path:
     raise OSError(f"cannot make the folder {base}: it and 9998 more of its name are taken")
 
 
-def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
+def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False, join: bool = False) -> Path:
     """Make the folder, or take an existing one when it is empty or one of the flags says so.
 
-    overwrite, resume: all that is there stays, until `begin` makes room for the results of the new run.
+    join: others are at work in it. overwrite, resume: all that is there stays, until `begin` makes room for the results of the new run.
     Raises FileExistsError for a folder that holds something, OSError naming the folder when it cannot be written.
     """
     folder = Path(folder)
@@ -57,9 +57,9 @@ def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False) 
         raise OSError(f"cannot make the folder {folder}: {_reason(error)}") from None
     try:
         taken = any(folder.iterdir())
-        if taken and not (overwrite or resume):
+        if taken and not (overwrite or resume or join):
             raise FileExistsError(f"the folder {folder} is not empty: give --overwrite to write over its results, --resume to go on in it")
-        for name in RESULTS if taken else ():  # what a killed run was in the middle of writing
+        for name in RESULTS if taken and not join else ():  # what a killed run was in the middle of writing
             for leftover in folder.glob(_temporary(name, "?" * 8)):
                 leftover.unlink(missing_ok=True)
         probe = folder / _temporary("config.toml", secrets.token_hex(4))

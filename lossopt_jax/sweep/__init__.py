@@ -1,5 +1,7 @@
 """Many recipes as lanes of one program: spaces to draw them from, the plan of lanes on devices, the sweep itself."""
 
+from .fleet import Claims as Claims
+from .fleet import work as work
 from .lanes import LanePlan as LanePlan
 from .lanes import checked_plan as checked_plan
 from .lanes import default_plan as default_plan
