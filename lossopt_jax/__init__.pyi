@@ -17,6 +17,8 @@ from .recipe import Recipe as Recipe
 from .recipe import bind as bind
 from .recipe import numbers as numbers
 from .recipe import with_numbers as with_numbers
+from .saved import load as load
+from .saved import save as save
 from .step import TrainState as TrainState
 from .step import eval_step as eval_step
 from .step import init_state as init_state

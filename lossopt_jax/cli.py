@@ -118,6 +118,8 @@ def sweep(
                 results.show_sweep(swept)
                 results.write_sweep(place, experiment, swept)
                 folder.remove_state(place)
+        if (place / "best.toml").exists():
+            typer.echo(f"the best recipe by itself: lossopt train {place / 'best.toml'}")
         typer.echo(place)
 
 
@@ -159,9 +161,9 @@ def _claimed(experiment: "Experiment", out: Path | None, *, resume: bool, overwr
         raise typer.Exit
     if not resume:
         folder.remove_state(place)
-    results.write_config(place / folder.STATE, experiment)
+    results.write_config(place / folder.STATE, experiment.resolved)
     if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
-        results.write_config(place, experiment)
+        results.write_config(place, experiment.resolved)
     return place
 
 

@@ -9,11 +9,12 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from . import data, losses, models, optimizers, schedules
+from .domains import DECAY, domain_of
 from .models import Model, from_linen
 from .recipe import REQUIRED, Bound, Recipe, bind, nearest, numbers, parameters
 from .sweep import LanePlan, Trials, choice, grid, int_uniform, log_uniform, sample, uniform
@@ -26,42 +27,6 @@ DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
     "log_uniform": log_uniform,
     "int_uniform": int_uniform,
     "choice": lambda *values: choice(values),
-}
-
-
-class Domain(NamedTuple):
-    """Where a number may lie; open ends are not valid themselves."""
-
-    low: float
-    high: float
-    low_open: bool = False
-    high_open: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        assert isinstance(value, int | float)
-        above = value > self.low if self.low_open else value >= self.low
-        return above and (value < self.high if self.high_open else value <= self.high)
-
-    def __str__(self) -> str:
-        low = f"{'above' if self.low_open else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
-
-
-NOT_NEGATIVE = Domain(0, math.inf)
-POSITIVE = Domain(0, math.inf, low_open=True)
-FRACTION = Domain(0, 1)
-DECAY = Domain(0, 1, high_open=True)
-# By the name of the parameter, or by table and name where tables differ; a number that is not named here need only be finite.
-DOMAINS: dict[str, Domain] = {
-    **dict.fromkeys(("value", "peak", "init", "floor", "warmup", "total", "boundaries", "values", "cooldown"), NOT_NEGATIVE),
-    **dict.fromkeys(("factor", "growth", "power", "div_factor", "final_div_factor", "clip_norm", "every", "period"), POSITIVE),
-    **dict.fromkeys(("pct_start", "label_smoothing"), FRACTION),
-    **dict.fromkeys(("b1", "b2", "b3", "optimizer.beta", "rho", "momentum", "adam_b1", "adam_b2"), DECAY),
-    **dict.fromkeys(
-        ("eps", "weight_decay", "decay", "decay_rate", "initial_accumulator", "patience", "cooldown", "pos_weight"), NOT_NEGATIVE
-    ),
-    **dict.fromkeys(("adam_eps", "adam_ratio", "momentum_decay", "min_scale", "rtol", "atol", "gamma", "smooth"), NOT_NEGATIVE),
-    **dict.fromkeys(("delta", "temperature", "accumulation", "clipping_threshold"), POSITIVE),
 }
 
 
@@ -81,6 +46,11 @@ class Experiment:
     trials: Trials | None
     seeds: int
     resolved: dict[str, Any]
+
+    def resolved_with(self, recipe: Recipe) -> dict[str, Any]:
+        """The config of one recipe, such as the best of a sweep, with all else as here."""
+        parts = {key: _plain(value) for key, value in recipe._asdict().items() if value is not None}
+        return {key: parts.get(key, value) for key, value in self.resolved.items() if key != "sweep"}
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = True) -> Experiment:
@@ -289,9 +259,8 @@ def _number(value: Any, where: str, key: str) -> float:
         raise ConfigError(f"{where} must be a number, got {value!r}")
     if not math.isfinite(value):
         raise ConfigError(f"{where} must be finite, got {value!r}")
-    table = where.removeprefix("sweep.space.").partition(".")[0]
-    domain = DOMAINS.get(f"{table}.{key}", DOMAINS.get(key))
-    if domain is not None and value not in domain:
+    domain = domain_of(where.removeprefix("sweep.space."), key)
+    if value not in domain:
         raise ConfigError(f"{where} must be {domain}, got {value!r}")
     return value
 

@@ -122,6 +122,7 @@ class Fitted:
     evaluations: held-out metric -> [evaluations], after `evaluation_steps` steps.
     diverged_at: the first step whose loss or parameters were not finite, or None.
     seconds, compile_seconds: wall time after compiling, and of compiling.
+    history_every: the history holds steps 0, history_every, 2 history_every ...
     """
 
     state: TrainState
@@ -132,6 +133,7 @@ class Fitted:
     diverged_at: int | None
     seconds: float
     compile_seconds: float
+    history_every: int = 1
 
 
 def fit(
@@ -179,6 +181,7 @@ def fit(
         diverged_at=None if end.diverged_at < 0 else int(end.diverged_at),
         seconds=end.seconds,
         compile_seconds=program.compile_seconds,
+        history_every=run.history_every,
     )
 
 

@@ -10,12 +10,12 @@ PACKAGE = Path(lossopt_jax.__file__).parent
 LAYERS = [
     {"_types"},
     {"reduce"},
-    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint"},
-    {"combine", "step"},
+    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains"},
+    {"combine", "plain", "step"},
     {"train"},
     {"sweep"},
     {"report"},
-    {"lr_finder"},
+    {"lr_finder", "saved"},
     {"config"},
     {"cli"},
 ]

@@ -239,7 +239,7 @@ def test_the_table_fits_a_hundred_columns_and_says_what_is_in_the_rows(swept):
     assert f"{rows[0]['schedule.value']:g}" in first.split()
     assert {"1234", "1.23e-05"} <= set(first.split())
     for metric in ("train_loss", "held_out_loss"):
-        mean, spread = rows[0][metric], rows[0][f"{metric}_std"]
+        mean, spread = rows[0][metric], rows[0][f"{metric}_sem"]
         shown = [(float(a), float(b)) for a, b in re.findall(r"(\S+) ±\s*(\S+)", first)]
         assert any(abs(a - mean) <= 0.01 * mean + 5e-6 and abs(b - spread) <= 0.01 * spread + 5e-6 for a, b in shown)
     assert "diverged (2 seeds)" in last
@@ -287,11 +287,11 @@ def test_a_pipe_that_knows_no_unicode_gets_the_table_too(swept):
 def test_notes_say_the_edge_and_the_range():
     space = {"schedule.peak": lo.log_uniform(1e-5, 1.0), "schedule.warmup": lo.int_uniform(0, 200), "loss.delta": lo.choice([2.0])}
     best = {"schedule.peak": 0.97, "schedule.warmup": 50.0, "loss.delta": 2.0}
-    edge = "schedule.peak: the best, 0.97, lies at the high end of its range 1e-05 to 1: widen it there"
-    assert tables.edge_notes({"schedule.peak": "high"}, space, best) == [edge]
-    assert tables.notes(best, space, {"schedule.peak": "high"}) == [
-        edge,
-        "schedule.warmup: the best, 50, lies 25% of the way up its range 0 to 200",
+    edges = {"schedule.peak": "high", "schedule.warmup": "low", "loss.delta": "high"}
+    assert tables.edge_notes(edges, {"schedule.peak": (1e-5, 10.0), "schedule.warmup": None, "loss.delta": None}, space, best) == [
+        "schedule.peak: the best, 0.97, lies at the high end of its range 1e-05 to 1: try 1e-05 to 10",
+        "schedule.warmup: the best, 50, lies at the low end of its range 0 to 200, which is the least that it may be",
+        "loss.delta: the best, 2, lies at the high end of its range 2 to 2: list greater values as well",
     ]
 
 
@@ -430,7 +430,7 @@ def rows_of(trials, numbers, *, dead=(), spread=False, metric="held_out_loss"):
     for i in range(trials):
         row = {"trial": i, **{path: float(d.quantile(rng.random(1))[0]) for path, d in space.items()}}
         value = NAN if i in dead else 0.05 + 3 * rng.random() ** 4
-        rows.append(row | {"status": "diverged" if i in dead else "ok", metric: value} | ({f"{metric}_std": 0.3 * value} if spread else {}))
+        rows.append(row | {"status": "diverged" if i in dead else "ok", metric: value} | ({f"{metric}_sem": 0.3 * value} if spread else {}))
     return rows, space
 
 

@@ -100,7 +100,7 @@ def test_seeds_run_each_recipe_and_give_mean_and_spread():
     row = next(row for row in swept.table() if row["trial"] == 1)
     losses = swept.evaluation["loss"][3:]
     assert row["held_out_loss"] == pytest.approx(losses.mean())
-    assert row["held_out_loss_std"] == pytest.approx(losses.std(ddof=1))
+    assert row["held_out_loss_sem"] == pytest.approx(losses.std(ddof=1) / np.sqrt(3))
 
 
 def test_best_and_table_agree_and_edges_are_said():
@@ -122,7 +122,7 @@ def test_sweeping_the_loss_ranks_by_accuracy():
 def test_all_diverged_is_an_answer():
     swept = run_sweep(lo.grid(recipe(), {"schedule.peak": [1e30, 1e32]}))
     assert [row["status"] for row in swept.table()] == ["diverged"] * 2
-    with pytest.raises(ValueError, match="every one of the 2 trials diverged"):
+    with pytest.raises(ValueError, match=r"every lane diverged; the smallest learning rate was 9.5e\+29: try 0.001 to 0.1"):
         swept.best()
 
 

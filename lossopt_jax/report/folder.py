@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ import numpy as np
 from ..checkpoint import write_whole as write_whole
 
 # All that a run writes; `--overwrite` removes these and nothing else.
-RESULTS = ("config.toml", "trials.csv", "history.npz", "summary.json", "metrics.jsonl", "params.msgpack", "curves.png", "sweep.png")
+RESULTS = (
+    *("config.toml", "best.toml", "recipes.json", "trials.csv", "trials.parquet", "history.npz", "summary.json", "metrics.jsonl"),
+    *("params.msgpack", "best_params.msgpack", "curves.png", "sweep.png"),
+)
+# Of the files that `load` reads; a change that an older version would read wrongly counts it up.
+FORMAT = 1
 RUNS = Path("runs")
 # Where a run that is not over keeps what it has done so far.
 STATE = "state"
@@ -114,6 +120,20 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerow(header)
     writer.writerows([_cell(row.get(key)) for key in header] for row in rows)
     write_text(path, text.getvalue())
+
+
+def write_parquet(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with a column for every key, by polars or else pyarrow; nothing where neither is installed."""
+    columns = {key: [_cell(row.get(key)) for row in rows] for row in rows for key in row}
+    if find_spec("polars"):
+        import polars
+
+        write_whole(path, lambda file: polars.DataFrame(columns, strict=False).write_parquet(file))
+    elif find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+
+        write_whole(path, lambda file: pyarrow.parquet.write_table(pyarrow.table(columns), file))
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:

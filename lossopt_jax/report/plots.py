@@ -33,6 +33,7 @@ def curves_figure(
     best: Sequence[int] | None = None,
     labels: Sequence[str] = (),
     title: str = "",
+    every: int = 1,
 ) -> "Figure":
     """Training loss, held-out loss and learning rate by step, of one run or of lanes.
 
@@ -40,6 +41,7 @@ def curves_figure(
     diverged_at: the step of each lane, negative or None where none; without it a lane diverged that ends in what is not finite.
     best: lanes to highlight, in order (at most five), by default those of the least loss at the end, named by `labels`, by default
     their greatest learning rates. The others are drawn faint, a diverged one up to a red cross.
+    every: steps from one value of the history to the next.
     """
     losses = np.atleast_2d(np.asarray(history["loss"], np.float64))
     lanes, steps = losses.shape
@@ -60,22 +62,22 @@ def curves_figure(
     axes = figure.subplot_mosaic(mosaic, height_ratios=[3, 2][: len(mosaic)])
     loss = axes["loss"]
     faint = [lane for lane in range(lanes) if lane not in best]
-    _bundle(loss, at, smooth[faint][:, at])
-    _highlights(loss, at, smooth[:, at], best, names)
+    _bundle(loss, at * every, smooth[faint][:, at])
+    _highlights(loss, at * every, smooth[:, at], best, names)
     _limits(loss, smooth, best)
-    _crosses(loss, smooth, failed)
-    _dress(loss, "Training loss" + (f", mean of {window} steps" if window > 1 else ""), steps)
+    _crosses(loss, smooth, failed, every)
+    _dress(loss, "Training loss" + (f", mean of {window * every} steps" if window > 1 else ""), steps * every)
     if held_out:
         axis, x = axes["held_out"], np.asarray(evaluation_steps)
         _bundle(axis, x, held_out["loss"][faint])
         _highlights(axis, x, held_out["loss"], best, marker="o", markersize=3)
         _limits(axis, held_out["loss"], best)
-        _dress(axis, "Held-out loss", steps)
+        _dress(axis, "Held-out loss", steps * every)
     if rates is not None:
-        _bundle(axes["rate"], at, rates[:, at] if not best else rates[:0])
-        _highlights(axes["rate"], at, rates[:, at], best)
+        _bundle(axes["rate"], at * every, rates[:, at] if not best else rates[:0])
+        _highlights(axes["rate"], at * every, rates[:, at], best)
         _limits(axes["rate"], rates, best, headroom=1.15)
-        _dress(axes["rate"], "Learning rate", steps)
+        _dress(axes["rate"], "Learning rate", steps * every)
     _legend(loss)
     return figure
 
@@ -85,7 +87,7 @@ def sweep_figure(
 ) -> "Figure":
     """A panel for each swept number: the metric against it, the best starred, diverged trials as crosses on the edge of the worse.
 
-    rows: of trials, best first; `<metric>_std` in them draws error bars. A trial far beyond the others is an arrow on that edge.
+    rows: of trials, best first; `<metric>_sem` in them draws error bars. A trial far beyond the others is an arrow on that edge.
     """
     paths = list(space) or ["trial"]
     columns = min(3, len(paths)) if len(paths) != 4 else 2
@@ -95,7 +97,7 @@ def sweep_figure(
     values = np.array([row.get(metric, np.nan) for row in rows], np.float64)
     order = np.argsort(np.where(np.isfinite(values), -values if higher else values, np.inf), kind="stable")
     rows, values = [rows[i] for i in order], values[order]
-    spread = np.array([row.get(f"{metric}_std", np.nan) for row in rows], np.float64)
+    spread = np.array([row.get(f"{metric}_sem", np.nan) for row in rows], np.float64)
     first = None
     for i, path in enumerate(paths):
         axis = figure.add_subplot(lines, columns, i + 1, sharey=first)
@@ -221,14 +223,14 @@ def _limits(axis: "Axes", lanes: np.ndarray, best: Sequence[int], headroom: floa
     axis.set_ylim(min(low, 0.0) if headroom > 1 else low - 0.08 * span, high + (headroom - 1 if headroom > 1 else 0.25) * span)
 
 
-def _crosses(axis: "Axes", lanes: np.ndarray, failed: np.ndarray) -> None:
+def _crosses(axis: "Axes", lanes: np.ndarray, failed: np.ndarray, every: int) -> None:
     """A red cross where a lane ended, on the edge where that is out of sight."""
     lower, upper = axis.get_ylim()
     which = np.flatnonzero(failed >= 0)
-    x = np.clip(failed[which], 0, max(0, lanes.shape[1] - 1))
+    x = np.clip(failed[which], 0, max(0, lanes.shape[1] - 1) * every)
     y = []
     for lane, step in zip(which, x, strict=True):
-        seen = lanes[lane, : step + 1][np.isfinite(lanes[lane, : step + 1])]
+        seen = lanes[lane, : step // every + 1][np.isfinite(lanes[lane, : step // every + 1])]
         y.append(min(max(seen[-1], lower), upper) if len(seen) else upper)
     if len(which):
         label = f"{len(which)} diverged" if len(lanes) > 1 else f"diverged at step {failed[which[0]]}"
@@ -337,7 +339,7 @@ def _trials(axis: "Axes", x: np.ndarray, values: np.ndarray, spread: np.ndarray,
     faint: dict[str, Any] = {"color": COLOURS[0], "linewidths": 0, "zorder": 3}
     if bars.any():
         style: dict[str, Any] = {"fmt": "none", "ecolor": COLOURS[0], "alpha": 0.3, "elinewidth": 1.0}
-        axis.errorbar(x[bars], values[bars], spread[bars], **style, label="± one standard deviation")
+        axis.errorbar(x[bars], values[bars], spread[bars], **style, label="± one standard error")
     if shown.any():
         alpha = min(0.75, max(0.25, 60 / len(values)))
         axis.scatter(x[shown], values[shown], s=22, alpha=alpha, label="trial", **faint)

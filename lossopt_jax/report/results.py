@@ -7,36 +7,48 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from rich.console import Console
 
+from ..plain import number_to_plain, to_plain
+from ..recipe import numbers
 from . import folder, plots, tables
+
+FEW = 8  # trials, of which fewer show no trend
 
 
 def write_run(place: Path, experiment: Any, fitted: Any) -> None:
-    """config.toml, metrics.jsonl, params.msgpack, summary.json and curves.png of one trained recipe, the picture last."""
-    from flax import serialization
+    """config.toml, metrics.jsonl, history.npz, params.msgpack, summary.json and curves.png of one trained recipe, the picture last.
 
-    steps = len(fitted.history["loss"])
+    experiment: what ran, or None where it was no config; then the folder has no config.toml and is the name.
+    """
     folder.begin(place)
-    write_config(place, experiment)
+    if experiment is not None:
+        write_config(place, experiment.resolved)
+    every = fitted.history_every
     folder.write_jsonl(
         place / "metrics.jsonl",
-        [{"step": i, **{name: values[i] for name, values in fitted.history.items()}} for i in range(steps)],
+        [{"step": i * every, **{k: v[i] for k, v in fitted.history.items()}} for i in range(len(fitted.history["loss"]))],
     )
-    trained = {"params": fitted.state.params, "model_state": fitted.state.model_state}
-    folder.write_bytes(place / "params.msgpack", serialization.to_bytes(trained))
+    diverged_at = np.asarray(-1 if fitted.diverged_at is None else fitted.diverged_at)
+    folder.write_npz(place / "history.npz", _arrays(fitted) | {"diverged_at": diverged_at})
+    folder.write_bytes(place / "params.msgpack", _state_bytes(fitted.state))
+    done = int(fitted.evaluation_steps[-1]) if fitted.diverged_at is None else fitted.diverged_at + 1
     summary = {
         "status": "ok" if fitted.diverged_at is None else "diverged",
         "diverged_at": fitted.diverged_at,
         "held_out": fitted.evaluation,
-        "steps": steps,
+        "steps": int(fitted.evaluation_steps[-1]),
+        "history_every": every,
         "seconds": fitted.seconds,
         "compile_seconds": fitted.compile_seconds,
-        "steps_per_second": steps / fitted.seconds,
+        "steps_per_second": done / fitted.seconds,
     }
-    folder.write_json(place / "summary.json", {"name": experiment.name, "what": "train", **summary, **_machine()})
-    title = f"{experiment.name}: one recipe"
-    plots.write_curves(place / "curves.png", fitted.history, fitted.evaluations, fitted.evaluation_steps, fitted.diverged_at, title=title)
+    folder.write_json(place / "summary.json", _head(place, experiment, "train") | summary | _machine())
+    title = f"{_title(place, experiment)}: one recipe"
+    curves = (fitted.history, fitted.evaluations, fitted.evaluation_steps, fitted.diverged_at)
+    plots.write_curves(place / "curves.png", *curves, title=title, every=every)
 
 
 def show_run(fitted: Any, console: Console | None = None) -> None:
@@ -48,31 +60,26 @@ def show_run(fitted: Any, console: Console | None = None) -> None:
 
 
 def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
-    """config.toml, trials.csv, history.npz, summary.json, sweep.png and curves.png of a sweep, the pictures last."""
+    """What is known of a sweep, the pictures last: config.toml, recipes.json, trials.csv (and trials.parquet where polars or pyarrow is
+    installed), history.npz, summary.json, sweep.png and curves.png; of the best best.toml and best_params.msgpack.
+
+    experiment: as of `write_run`.
+    """
     rows, metric, space = swept.table(), swept.default_metric(), swept.trials.space
+    top = [row for row in rows if row["status"] == "ok" and math.isfinite(row[metric])][:5]
     folder.begin(place)
-    write_config(place, experiment)
+    if experiment is not None:
+        write_config(place, experiment.resolved)
+    folder.write_json(place / "recipes.json", _recipes(swept))
     folder.write_csv(place / "trials.csv", swept.lane_rows())
-    evaluations = {f"held_out_{name}": values for name, values in swept.evaluations.items()}
-    arrays = {**swept.history, **evaluations, "evaluation_steps": swept.evaluation_steps, "diverged_at": swept.diverged_at}
-    folder.write_npz(place / "history.npz", arrays)
-    top = [row for row in rows if math.isfinite(row[metric])][:5]
-    title = f"{experiment.name}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
-    summary = {
-        "metric": metric,
-        "best": rows[0] if top else None,
-        "edges": swept.edges() if top else {},
-        "trials": len(rows),
-        "lanes": swept.lanes,
-        "lanes_diverged": int((swept.diverged_at >= 0).sum()),
-        "steps": swept.steps,
-        "plan": swept.plan._asdict(),
-        "seconds": swept.seconds,
-        "compile_seconds": swept.compile_seconds,
-        "lane_steps": swept.lane_steps,
-        "lane_steps_per_second": swept.lane_steps / swept.seconds,
-    }
-    folder.write_json(place / "summary.json", {"name": experiment.name, "what": "sweep", **summary, **_machine()})
+    folder.write_parquet(place / "trials.parquet", swept.lane_rows())
+    folder.write_npz(place / "history.npz", _arrays(swept) | {"diverged_at": swept.diverged_at, "stopped_at": swept.stopped_at})
+    if top and experiment is not None:
+        write_config(place, experiment.resolved_with(swept.best()), "best.toml")
+    if top and swept.places[swept.best_lane()] is not None:
+        folder.write_bytes(place / "best_params.msgpack", _state_bytes(swept.state(swept.best_lane())))
+    folder.write_json(place / "summary.json", _head(place, experiment, "sweep") | _sweep_summary(swept, rows, bool(top)) | _machine())
+    title = f"{_title(place, experiment)}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
     plots.write_sweep(place / "sweep.png", rows, space, metric, title=title)
     plots.write_curves(
         place / "curves.png",
@@ -83,22 +90,104 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
         best=[row["trial"] * swept.seeds for row in top],
         labels=[f"{rank}.  {_named(row, space)}" for rank, row in enumerate(top, 1)],
         title=title,
+        every=swept.history_every,
     )
 
 
 def show_sweep(swept: Any, console: Console | None = None) -> None:
-    """Print the best recipes and where the best lies."""
+    """Print the best recipes, what mattered, how sure it is and where to look further."""
     console = console or Console()
     rows, space, diverged = swept.table(), swept.trials.space, int((swept.diverged_at >= 0).sum())
     console.print(tables.sweep_table(rows, space, width=console.width))
-    if diverged == swept.lanes:
-        console.print(f"every one of the {len(rows)} recipes diverged: try smaller learning rates", style="bold red")
+    failure = swept.failure()
+    if failure:
+        console.print(failure, style="bold red", highlight=False, soft_wrap=True)
     elif math.isfinite(rows[0][swept.default_metric()]):
-        for line in tables.notes(rows[0], space, swept.edges()):
-            console.print(line, highlight=False)
+        for line in _findings(swept, rows):
+            console.print(line, highlight=False, soft_wrap=True)
     rate = swept.lane_steps / swept.seconds
     times = f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second"
     console.print(f"{times}, {diverged} of {swept.lanes} lanes diverged", highlight=False)
+
+
+def _findings(swept: Any, rows: list[dict[str, Any]]) -> list[str]:
+    space, metric = swept.trials.space, swept.default_metric()
+    ranked = sum(math.isfinite(row[metric]) for row in rows)
+    lines = []
+    if space and ranked >= FEW:
+        lines.append(tables.importance_line(swept.importance(), metric, ranked))
+    if swept.seeds > 1 and ranked > 1:
+        rank = {row["trial"]: i for i, row in enumerate(rows, 1)}
+        lines.append(tables.sure_line({rank[trial]: chance for trial, chance in swept.chance_best().items()}, swept.seeds))
+    return lines + tables.edge_notes(swept.edges(), swept.wider(), space, rows[0])
+
+
+def _sweep_summary(swept: Any, rows: list[dict[str, Any]], ranked: bool) -> dict[str, Any]:
+    return {
+        "metric": swept.default_metric(),
+        "best": rows[0] if ranked else None,
+        "failure": swept.failure(),
+        "edges": swept.edges() if ranked else {},
+        "wider": swept.wider() if ranked else {},
+        "importance": swept.importance(),
+        "chance_best": [{"trial": t, "chance": p} for t, p in swept.chance_best().items()] if ranked and swept.seeds > 1 else None,
+        "trials": len(rows),
+        "lanes": swept.lanes,
+        "lanes_diverged": int((swept.diverged_at >= 0).sum()),
+        "steps": swept.steps,
+        "history_every": swept.history_every,
+        "plan": swept.plan._asdict(),
+        "seconds": swept.seconds,
+        "compile_seconds": swept.compile_seconds,
+        "lane_steps": swept.lane_steps,
+        "lane_steps_per_second": swept.lane_steps / swept.seconds,
+    }
+
+
+def _recipes(swept: Any) -> dict[str, Any]:
+    """The recipes of a sweep: each structure once, of every trial the numbers that are not those of its structure's first."""
+    structures: list[Any] = []
+    trials = []
+    for recipe in swept.trials.recipes:
+        own, shape = numbers(recipe), jax.tree.structure(recipe)
+        alike = [i for i, (other, first) in enumerate(structures) if other == shape and _shapes(first) == _shapes(own)]
+        if not alike:
+            structures.append((shape, own))
+        which = alike[0] if alike else len(structures) - 1
+        first = structures[which][1]
+        trials.append({"structure": which, "numbers": {k: number_to_plain(v) for k, v in own.items() if not np.array_equal(v, first[k])}})
+    firsts = [next(i for i, trial in enumerate(trials) if trial["structure"] == which) for which in range(len(structures))]
+    return {
+        "seeds": swept.seeds,
+        "space": {path: distribution._asdict() for path, distribution in swept.trials.space.items()},
+        "structures": [to_plain(swept.trials.recipes[i]) for i in firsts],
+        "trials": trials,
+    }
+
+
+def _shapes(own: dict[str, Any]) -> dict[str, Any]:
+    return {path: np.shape(value) for path, value in own.items()}
+
+
+def _arrays(result: Any) -> dict[str, np.ndarray]:
+    evaluations = {f"held_out_{name}": values for name, values in result.evaluations.items()}
+    return {**result.history, **evaluations, "evaluation_steps": result.evaluation_steps}
+
+
+def _state_bytes(state: Any) -> bytes:
+    """All of a state but the optimizer's, which is of no use without its program."""
+    from flax import serialization
+
+    kept = {"params": state.params, "model_state": state.model_state, "step": state.step, "key": jax.random.key_data(state.key)}
+    return serialization.to_bytes(kept)
+
+
+def _head(place: Path, experiment: Any, what: str) -> dict[str, Any]:
+    return {"name": _title(place, experiment), "what": what, "format": folder.FORMAT}
+
+
+def _title(place: Path, experiment: Any) -> str:
+    return place.resolve().name if experiment is None else experiment.name
 
 
 def finished(place: Path, resolved: dict[str, Any]) -> bool:
@@ -122,12 +211,15 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return {key: value for pair in pairs for key, value in pair.items()}
 
 
-def write_config(place: Path, experiment: Any) -> None:
-    """config.toml, before the run begins: whatever happens, the folder says what it was."""
+def write_config(place: Path, resolved: dict[str, Any], name: str = "config.toml") -> None:
+    """A config as TOML; config.toml is there before the run begins: whatever happens, the folder says what it was."""
     import tomli_w
 
-    place.mkdir(exist_ok=True)
-    folder.write_text(place / "config.toml", tomli_w.dumps(experiment.resolved))
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {place}: {error.strerror}") from None
+    folder.write_text(place / name, tomli_w.dumps(resolved))
 
 
 def _named(row: dict[str, Any], space: Any) -> str:
@@ -135,8 +227,6 @@ def _named(row: dict[str, Any], space: Any) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    import jax
-
     packages = ("lossopt_jax", "jax", "jaxlib", "optax", "flax", "numpy")
     return {
         "devices": [str(device) for device in jax.devices()],

@@ -41,31 +41,53 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], lim
         table.add_row("", *[_Gauge(distribution.position(shown[0][path])) for path, distribution in space.items()])
         ends = [span(distribution) for distribution in space.values()]
         table.add_row("", *[end if len(end) <= (WIDTH if not narrow else 8) else end.replace(" to ", "\nto ") for end in ends], style="dim")
-        table.caption = "Under the numbers: their ranges, and where in them the best lies."
+        table.caption = "Under the numbers: where the best lies in their ranges."
+        if any(key.endswith("_sem") for key in shown[0]):
+            table.caption += "\n± is the standard error over seeds."
     return table
 
 
-def edge_notes(edges: Mapping[str, str], space: Mapping[str, Any], best: Mapping[str, float]) -> list[str]:
-    """A sentence for each swept number whose best value lies at an end of its range.
+def edge_notes(
+    edges: Mapping[str, str], wider: Mapping[str, tuple[float, float] | None], space: Mapping[str, Any], best: Mapping[str, float]
+) -> list[str]:
+    """A sentence for each swept number whose best value lies at an end of its range, with what to try.
 
-    edges: path -> "low" or "high". best: path -> value.
+    edges: path -> "low" or "high". wider: path -> a wider range, or None where there is none. best: path -> value.
     """
-    return [
-        f"{path}: the best, {number(best[path], space[path])}, lies at the {edge} end of its range {span(space[path])}: widen it there"
-        for path, edge in edges.items()
-    ]
-
-
-def notes(best: Mapping[str, Any], space: Mapping[str, Any], edges: Mapping[str, str]) -> list[str]:
-    """Where each number of the best trial lies in its range; a best at the edge of the range is said."""
     lines = []
-    for path, distribution in space.items():
-        if path in edges:
-            lines += edge_notes({path: edges[path]}, space, best)
-        elif distribution.high > distribution.low:
-            place = f"{distribution.position(best[path]):.0%} of the way up its range {span(distribution)}"
-            lines.append(f"{path}: the best, {number(best[path], distribution)}, lies {place}")
+    for path, end in edges.items():
+        where = f"{path}: the best, {number(best[path], space[path])}, lies at the {end} end of its range {span(space[path])}"
+        if (further := wider.get(path)) is not None:
+            todo = f": try {further[0]:g} to {further[1]:g}"
+        elif space[path].kind == "choice":
+            todo = f": list {'greater' if end == 'high' else 'smaller'} values as well"
+        else:
+            todo = f", which is the {'most' if end == 'high' else 'least'} that it may be"
+        lines.append(where + todo)
     return lines
+
+
+def sure_line(chances: Mapping[int, float], seeds: int) -> str:
+    """How sure the order is. chances: rank from 1 -> chance to be the best, likeliest first."""
+    others = [f"number {rank} {chance:.0%}" for rank, chance in chances.items() if rank != 1 and chance >= 0.05]
+    said = ", ".join([f"number 1 is the best with a chance of {chances.get(1, 0):.0%}", *others[:3]])
+    return f"how sure: {said} (bootstrap over {seeds} seeds{'; so few make it too high' * (seeds < 5)})"
+
+
+def importance_line(importance: Mapping[str, float], metric: str, count: int) -> str:
+    """Which swept numbers mattered: `Swept.importance`, most first, of `count` trials."""
+    chance = 2 / math.sqrt(max(1, count - 1))  # what a number that does nothing rarely reaches
+    seen = [f"{path} {value:.2f}" for path, value in importance.items() if value > chance]
+    rest = [path for path, value in importance.items() if value <= chance]
+    if not seen:
+        return f"what mattered: the {plain_name(metric)} follows none of the swept numbers, as far as {count} recipes can tell"
+    line = f"what mattered: {', then '.join(seen)} (rank correlation of the {plain_name(metric)} with the distance from the best)"
+    return line + (f"; no effect seen of {', '.join(rest)}" if rest else "")
+
+
+def plain_name(metric: str) -> str:
+    """A metric as text names it, "held-out loss"."""
+    return metric.replace("held_out", "held-out").replace("_", " ")
 
 
 def run_lines(
@@ -137,7 +159,7 @@ class _Gauge:
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The final metrics of the rows: train loss, held-out loss, then the others."""
-    known = [key for key in (rows[0] if rows else {}) if key.startswith(("train_", "held_out_")) and not key.endswith("_std")]
+    known = [key for key in (rows[0] if rows else {}) if key.startswith(("train_", "held_out_")) and not key.endswith("_sem")]
     first = ("train_loss", "held_out_loss")
     return [key for key in first if key in known] + [key for key in known if key not in first]
 
@@ -157,13 +179,13 @@ def _heading(path: str, narrow: bool) -> Text:
 def _cells(row: Mapping[str, Any], metrics: Sequence[str], decimals: Sequence[int], narrow: bool) -> list[str]:
     if row["status"] == "diverged" and not _ranked(row):
         # With several seeds it matters whether all of them failed.
-        seeds = any(f"{metric}_std" in row for metric in metrics)
+        seeds = any(f"{metric}_sem" in row for metric in metrics)
         return [f"diverged ({row['diverged']} seed{'s' * (row['diverged'] > 1)})" if seeds else "diverged"][: len(metrics)]
     return [_spread(row, metric, places, narrow) for metric, places in zip(metrics, decimals, strict=True)]
 
 
 def _spread(row: Mapping[str, Any], metric: str, decimals: int, narrow: bool) -> str:
-    shown, spread = _plain(metric, row[metric], decimals), row.get(f"{metric}_std", math.nan)
+    shown, spread = _plain(metric, row[metric], decimals), row.get(f"{metric}_sem", math.nan)
     if not math.isfinite(spread):
         return shown
     spread = _plain(metric, spread, decimals).rjust(5 if metric.endswith("accuracy") else 0)

@@ -70,6 +70,7 @@ def sweep(
         plan=job.waves[0].plan,
         seconds=sum(end.seconds for end in ends),
         compile_seconds=compile_seconds,
+        history_every=run.history_every,
     )
 
 
