@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import fsync
@@ -19,6 +20,7 @@ import numpy as np
 
 RECORD = re.compile(r"record-(\d+)-(\d+)\.npz")
 STATE = re.compile(r"state-(\d+)")
+SLACK = 2**18  # bytes that orbax writes around the arrays
 
 
 class Past(NamedTuple):
@@ -37,9 +39,14 @@ class Past(NamedTuple):
     seconds: float
 
 
+class NotSaved(RuntimeWarning):
+    """What a run has done could not be saved; it goes on."""
+
+
 class Keeper:
     """A callback of the host loop that saves the run into a folder, at most every `seconds`; `save` does so at once.
 
+    A save that fails (a full disk, a folder that went away) warns, once until one succeeds: hours of training are not given up for it.
     unload: carry -> leaves. step, seconds: where the run goes on from.
     """
 
@@ -50,6 +57,7 @@ class Keeper:
         self._metrics: list[dict[str, np.ndarray]] = []
         self._evaluations: list[dict[str, np.ndarray]] = []
         self._now: Any = None
+        self._failing = False
 
     def __call__(self, progress: Any) -> None:
         self._metrics.append(progress.metrics)
@@ -63,7 +71,17 @@ class Keeper:
         """Write what has been done since the last time."""
         if self._now is None:
             return
-        step, self._last = self._now.step, time.perf_counter()
+        self._last = time.perf_counter()
+        try:
+            self._write(self._now.step)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                reason = f"cannot write {error.filename}: {error.strerror}" if error.filename else str(error)
+                warnings.warn(f"{reason}; the run goes on, saved up to step {self._saved}", NotSaved, stacklevel=2)
+            self._failing = True
+
+    def _write(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             "diverged_at": self._now.diverged_at,
@@ -72,8 +90,13 @@ class Keeper:
             **{f"history.{name}": values for name, values in joined(self._metrics).items()},
             **{f"evaluations.{name}": values for name, values in joined(self._evaluations).items()},
         }
-        write_whole(self.folder / f"record-{self._saved:010d}-{step:010d}.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-        _write_state(self.folder / f"state-{step:010d}", self.unload(self._now.carry))
+        record = self.folder / f"record-{self._saved:010d}-{step:010d}.npz"
+        write_whole(record, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        try:
+            _write_state(self.folder / f"state-{step:010d}", self.unload(self._now.carry))
+        except OSError:
+            record.unlink(missing_ok=True)  # no state follows it
+            raise
         for path in self.folder.iterdir():
             if (found := STATE.fullmatch(path.name)) and int(found[1]) < step:
                 shutil.rmtree(path, ignore_errors=True)
@@ -142,11 +165,16 @@ def _write_state(path: Path, leaves: list[np.ndarray]) -> None:
     import orbax.checkpoint as ocp  # a second to import
 
     shutil.rmtree(path, ignore_errors=True)
+    # On a full disk orbax prints pages of tracebacks from its threads, so it is not let run into one.
+    if shutil.disk_usage(path.parent).free < sum(leaf.nbytes for leaf in leaves) + SLACK:
+        raise OSError(f"cannot write {path}: No space left on device")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             # orbax refuses arrays without elements; their shapes are known to who restores.
             checkpointer.save(path.resolve(), {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size})
     except (OSError, ValueError) as error:  # a full disk is a ValueError of tensorstore's
+        for torn in path.parent.glob(f"{path.name}*"):  # orbax leaves what it has written, on a disk that may be full
+            shutil.rmtree(torn, ignore_errors=True)
         raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
 
 

@@ -68,7 +68,8 @@ def train(
                 save_every=save_every,
             )
         results.show_run(fitted)  # before writing: a full disk must not hide what was found
-        results.write_run(place, experiment, fitted)
+        with _shown_if_not_written(place):
+            results.write_run(place, experiment, fitted)
         folder.remove_state(place)
         typer.echo(place)
 
@@ -116,7 +117,8 @@ def sweep(
             if here:
                 swept = sweep(experiment.model, trials, **data) if join else swept
                 results.show_sweep(swept)
-                results.write_sweep(place, experiment, swept)
+                with _shown_if_not_written(place):
+                    results.write_sweep(place, experiment, swept)
                 folder.remove_state(place)
         if (place / "best.toml").exists():
             typer.echo(f"the best recipe by itself: lossopt train {place / 'best.toml'}")
@@ -183,6 +185,14 @@ def _the_one_to_write(place: Path, experiment: "Experiment") -> Iterator[bool]:
 
 
 @contextmanager
+def _shown_if_not_written(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{error}; what was found is printed above, and --resume --out {place} writes it when that can be done") from None
+
+
+@contextmanager
 def _interruptible() -> Iterator[Callable[[Any], None]]:
     """A callback that stops the run after Ctrl-C, should the exception be lost: Python drops one that is raised inside a C callback."""
     interrupted = False
@@ -226,6 +236,13 @@ def _shown(default: Any) -> str:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """What the user can mend is one line on standard error: exit code 2 for a wrong config or data, 1 for a folder, 130 for Ctrl-C."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        own = category.__module__.startswith("lossopt_jax.")
+        typer.secho(f"lossopt: {message}", fg=typer.colors.YELLOW, err=True) if own else before(message, category, *where)
+
+    warnings.showwarning = show  # type: ignore[assignment]
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -239,5 +256,7 @@ def _one_line_errors() -> Iterator[None]:
         code, message = 130, "stopped by Ctrl-C; what was saved of this run is gone on with by --resume and its --out"
     else:
         return
+    finally:
+        warnings.showwarning = before
     typer.secho(f"lossopt: {message}", fg=typer.colors.RED, err=True)
     sys.exit(code)

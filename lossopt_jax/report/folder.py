@@ -85,6 +85,8 @@ def begin(folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)
+    except FileExistsError:
+        raise OSError(f"cannot use {folder} as a folder: a file is in the way") from None
     except OSError as error:
         raise OSError(f"cannot write to the folder {folder}: {_reason(error)}") from None
 

@@ -15,7 +15,7 @@ from ..plain import number_to_plain, to_plain
 from ..recipe import numbers
 from . import folder, plots, tables
 
-FEW = 8  # trials, of which fewer show no trend
+FEW = 16  # recipes, of which fewer show no trend
 
 
 def write_run(place: Path, experiment: Any, fitted: Any) -> None:
