@@ -125,6 +125,19 @@ def sweep(
         typer.echo(place)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or sweeps, two or more.", show_default=False)],
+) -> None:
+    """Put finished runs side by side: what differs, which is better and how sure that is."""
+    with _one_line_errors():
+        _prepare_jax()
+        from .compare import compare
+        from .report import comparison
+
+        comparison.show(compare(runs))
+
+
 @app.command("list")
 def list_(
     room: Annotated[str | None, typer.Argument(help="losses, optimizers or schedules [default: all].", show_default=False)] = None,

@@ -49,8 +49,7 @@ class Experiment:
 
     def resolved_with(self, recipe: Recipe) -> dict[str, Any]:
         """The config of one recipe, such as the best of a sweep, with all else as here."""
-        parts = {key: _plain(value) for key, value in recipe._asdict().items() if value is not None}
-        return {key: parts.get(key, value) for key, value in self.resolved.items() if key != "sweep"}
+        return {key: value for key, value in (self.resolved | tables_of(recipe)).items() if key != "sweep"}
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = True) -> Experiment:
@@ -324,6 +323,17 @@ def _space(table: Mapping[str, Any], recipe: Recipe, prefix: str = "") -> dict[s
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
     return space
+
+
+def tables_of(recipe: Recipe) -> dict[str, Any]:
+    """The tables of a config that make this recipe."""
+    return {key: _plain(value) for key, value in recipe._asdict().items() if value is not None}
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted key -> value."""
+    pairs = [flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) else {f"{prefix}{k}": v} for k, v in table.items()]
+    return {key: value for pair in pairs for key, value in pair.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """A result as a folder, and back: `save` writes what the command line writes, `load` reads what either wrote."""
 
 import json
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,13 @@ def read_summary(place: Path) -> dict[str, Any]:
     if summary.get("what") not in ("sweep", "train"):
         raise ValueError(f"{place} holds neither a sweep nor a run, but {summary.get('what')!r}")
     return summary
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """config.toml as nested dicts; {} where a run had none."""
+    path = place / "config.toml"
+    config: dict[str, Any] = _whole(place, lambda: tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return config
 
 
 def _whole(place: Path, read: Callable[[], Any]) -> Any:

@@ -17,6 +17,7 @@ LAYERS = [
     {"report"},
     {"lr_finder", "saved"},
     {"config"},
+    {"compare"},
     {"cli"},
 ]
 
