@@ -10,6 +10,7 @@ import secrets
 import shutil
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import fsync
@@ -135,9 +136,9 @@ def _chain(folder: Path, step: int) -> list[dict[str, np.ndarray]]:
     records: list[dict[str, np.ndarray]] = []
     while step in ends:
         try:
-            with np.load(ends[step]) as file:
+            with open(ends[step], "rb") as content, np.load(content) as file:  # np.load of a path leaves a torn file open
                 records.insert(0, dict(file))
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return []
         first = int(RECORD.fullmatch(ends[step].name)[1])  # type: ignore[index]
         if first == 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import flat, tables_of
+from .config import TABLES, flat, tables_of
 from .saved import load, read_config
 from .sweep import Swept
 from .train import Fitted
@@ -51,7 +51,8 @@ def compare(places: Sequence[str | Path]) -> Comparison:
     if len(places) < 2:
         raise ValueError(f"compare needs at least two folders, got {len(places)}")
     entries = [read_entry(Path(place)) for place in places]
-    keys = dict.fromkeys(key for entry in entries for key in entry.config)
+    place = {table: i for i, table in enumerate(TABLES)}
+    keys = sorted(dict.fromkeys(key for entry in entries for key in entry.config), key=lambda key: place.get(key.partition(".")[0], -1))
     rows = {key: [entry.config.get(key) for entry in entries] for key in keys}
     differ = {key: values for key, values in rows.items() if any(value != values[0] for value in values[1:])}
     metric, reason = common_metric(entries)
@@ -91,12 +92,14 @@ def common_metric(entries: Sequence[Entry]) -> tuple[str | None, str | None]:
     if len(known) > 1:
         said = ", ".join(f"{name} is of {task}" for task, name in known.items())
         return None, f"losses of different tasks cannot be compared: {said}"
-    note = None if None not in tasks else f"the folder {tasks[None]} does not say what data it was: this holds if it was the same"
     alive = [entry for entry in entries if entry.metrics]
     if not alive:
-        return None, "nothing to compare: no run has a metric"
-    losses = [{key: value for key, value in entry.config.items() if key.startswith("loss.")} for entry in alive]
-    if all(loss == losses[0] for loss in losses[1:]):
+        return None, "nothing to compare: every run diverged"
+    losses = {entry.name: {key: value for key, value in entry.config.items() if key.startswith("loss.")} for entry in alive}
+    unsaid = [entry.name for entry in alive if not (entry.config.get("data.name") and losses[entry.name])]
+    note = f"{', '.join(unsaid)}: the folder does not say what data or loss it was; this holds if they were the same" if unsaid else None
+    stated = [loss for loss in losses.values() if loss]
+    if all(loss == stated[0] for loss in stated[1:]):
         return ("held_out_loss" if all("held_out_loss" in entry.metrics for entry in alive) else "train_loss"), note
     if all("held_out_accuracy" in entry.metrics for entry in alive):
         return "held_out_accuracy", note or "the losses differ, and so cannot be compared with each other: compared by accuracy"

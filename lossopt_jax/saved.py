@@ -151,7 +151,7 @@ def _trials(path: Path) -> tuple[Trials, int]:
 
 def _arrays(place: Path, others: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """History, evaluations and the `others` of history.npz."""
-    with np.load(place / "history.npz") as file:
+    with open(place / "history.npz", "rb") as content, np.load(content) as file:  # np.load of a path leaves a torn file open
         arrays = dict(file)
     own = {name: arrays.pop(name) for name in others}
     held_out = {name.removeprefix("held_out_"): values for name, values in arrays.items() if name.startswith("held_out_")}

@@ -82,7 +82,8 @@ def test_a_torn_state_or_record_starts_again_from_what_is_whole(tmp_path):
     run = {"train": TASK.train, "run": RUN}
     with pytest.raises(Cut):
         lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path, save_every=0, on_chunk=cut_at(20))
-    next((tmp_path / "run").glob("record-*15-*20.npz")).write_bytes(b"PK torn")
+    record = next((tmp_path / "run").glob("record-*15-*20.npz"))
+    record.write_bytes(record.read_bytes()[:-20])
     assert restore(tmp_path / "run", []) is None
     same(lo.fit(LINEAR, RECIPE, **run).history, lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path).history)
 

@@ -78,4 +78,6 @@ def _plain(metric: str, value: float) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

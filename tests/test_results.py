@@ -1,0 +1,422 @@
+"""What is kept of a result: folders that load again, how sure the best is, where to look further, runs compared, disks that fail."""
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tomli_w
+from flax import linen as nn
+from rich.console import Console
+from scipy import stats
+
+import lossopt_jax as lo
+from lossopt_jax import checkpoint, config
+from lossopt_jax.cli import main
+from lossopt_jax.compare import compare
+from lossopt_jax.plain import from_plain, to_plain
+from lossopt_jax.report import comparison, folder, plots, results, tables
+from lossopt_jax.sweep.evidence import chances_of_best, smaller_rates, smallest_rate, wider
+
+X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+MODEL = lo.from_linen(nn.Dense(1))
+DATA = {"train": (X, 3 * X), "evaluate": (X, 3 * X)}
+RUN = lo.Run(steps=30, batch_size=8, evaluate_every=10, history_every=4)
+RECIPE = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
+CONFIG = {
+    "name": "small",
+    "data": {"name": "diabetes"},
+    "model": {"name": "mlp", "widths": [4]},
+    "loss": {"name": "huber"},
+    "optimizer": {"name": "sgd"},
+    "schedule": {"name": "constant", "value": 0.1},
+    "run": {"steps": 5, "batch_size": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def swept():
+    """Six rates, the last far too great, under three seeds."""
+    trials = lo.grid(RECIPE, {"schedule.value": [1e-3, 1e-2, 1e-1, 0.3, 0.5, 1e9]})
+    return lo.sweep(MODEL, trials, **DATA, run=RUN, seeds=3)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return lo.fit(MODEL, RECIPE, **DATA, run=RUN)
+
+
+@pytest.fixture(scope="module")
+def saved(swept, tmp_path_factory):
+    return lo.save(swept, tmp_path_factory.mktemp("results") / "saved")
+
+
+def made_up(trials, held_out):
+    """A sweep of one step that came to these held-out losses, [trials] or [trials, seeds]."""
+    losses = np.asarray(held_out, np.float32).reshape(len(trials), -1)
+    column, none, seeds = losses.reshape(-1, 1), np.full(losses.size, -1), losses.shape[1]
+    at = {"evaluation_steps": np.array([1]), "diverged_at": none, "stopped_at": none}
+    rest = {"states": [], "places": [None] * losses.size, "plan": lo.LanePlan(1, 1), "seconds": 1.0, "compile_seconds": 1.0}
+    return lo.Swept(trials=trials, seeds=seeds, history={"loss": column}, evaluations={"loss": column}, **at, **rest)
+
+
+def no_pictures(monkeypatch):
+    """They take most of the time and are tested elsewhere."""
+    for name in ("write_curves", "write_sweep"):
+        monkeypatch.setattr(plots, name, lambda *_, **__: None)
+
+
+def same(a, b):
+    """Equal, NaN to NaN."""
+    np.testing.assert_equal(a, b)
+    return True
+
+
+# Folders
+
+
+def test_a_sweep_comes_back_from_its_folder(swept, saved):
+    again = lo.load(saved)
+    assert again.trials.space == swept.trials.space
+    assert all(a == b for a, b in zip(again.trials.recipes, swept.trials.recipes, strict=True))
+    for field in dataclasses.fields(swept):
+        if field.name not in ("trials", "states", "places"):
+            assert same(getattr(again, field.name), getattr(swept, field.name)), field.name
+    assert same(again.table(), swept.table())
+    assert same(again.lane_rows(), swept.lane_rows())
+    assert again.best() == swept.best()
+    for method in ("importance", "chance_best", "edges", "wider", "best_lane"):
+        assert getattr(again, method)() == getattr(swept, method)(), method
+    assert [again.top(3, by=by) for by in ("mean", "median", "worst")] == [swept.top(3, by=by) for by in ("mean", "median", "worst")]
+    kept, state = again.state(swept.best_lane()), swept.state(swept.best_lane())
+    jax.tree.map(np.testing.assert_array_equal, kept.params, state.params)
+    assert kept.step == RUN.steps
+    np.testing.assert_array_equal(jax.random.key_data(kept.key), jax.random.key_data(state.key))
+    with pytest.raises(ValueError, match=r"state of the best lane only .*not that of lane 0"):
+        again.state(0)
+
+
+def test_recipes_of_several_structures_come_back(tmp_path, monkeypatch):
+    no_pictures(monkeypatch)
+    falling = lo.bind(lo.optimizers.momentum, beta=lo.bind(lo.schedules.linear, init=0.9, total=6))
+    steps = [lo.bind(lo.schedules.piecewise_constant, boundaries=b, values=v) for b, v in (([3], [0.1, 0.01]), ([2, 4], [0.1, 0.05, 0.01]))]
+    recipes = [RECIPE, RECIPE._replace(optimizer=falling, clip_norm=np.float32(1 / 3)), *[RECIPE._replace(schedule=s) for s in steps]]
+    swept = made_up(lo.Trials((*recipes, *recipes), {}), np.arange(8.0))
+    again = lo.load(lo.save(swept, tmp_path))
+    assert again.trials.recipes == swept.trials.recipes
+    assert same(again.table(), swept.table())
+    assert len(json.loads((tmp_path / "recipes.json").read_text())["structures"]) == 4
+
+
+def test_a_run_comes_back_from_its_folder(fitted, tmp_path):
+    again = lo.load(lo.save(fitted, tmp_path))
+    for field in dataclasses.fields(fitted):
+        if field.name != "state":
+            assert same(getattr(again, field.name), getattr(fitted, field.name)), field.name
+    jax.tree.map(np.testing.assert_array_equal, again.state.params, fitted.state.params)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(0, 30, 4))
+
+
+def test_what_the_command_writes_comes_back_with_the_best_as_a_config(tmp_path, monkeypatch):
+    no_pictures(monkeypatch)
+    swept = write(tmp_path, {}, [[3.0, 3.0], [1.0, 1.5]])
+    assert same(lo.load(tmp_path).table(), swept.table())
+    best = config.load(tmp_path / "best.toml")
+    assert (best.recipe, best.trials) == (swept.best(), None)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"]["trial"] == 1
+    assert summary["chance_best"] == [{"trial": 1, "chance": 1.0}]
+    assert summary["wider"] == {path: list(ends) for path, ends in swept.wider().items()}
+
+
+def test_tables_in_every_form_hold_the_same(swept, saved):
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    rows = swept.table()
+    for frame in (swept.to_pandas().to_dict("records"), swept.to_polars().to_dicts()):
+        assert [row["trial"] for row in frame] == [row["trial"] for row in rows]
+        assert same([row["held_out_loss_sem"] for row in frame], [row["held_out_loss_sem"] for row in rows])
+    parquet = polars.read_parquet(saved / "trials.parquet").to_dicts()
+    assert same(parquet, swept.lane_rows())
+    assert {key for key, value in parquet[0].items() if value is None} == {"diverged_at", "stopped_at"}
+    read = pandas.read_csv(saved / "trials.csv")
+    assert read["held_out_loss"].tolist()[:3] == [row["held_out_loss"] for row in swept.lane_rows()][:3]
+    assert len((saved / "trials.csv").read_text().splitlines()) == 1 + swept.lanes
+
+
+def test_parquet_by_pyarrow_where_there_is_no_polars(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(folder, "find_spec", lambda name: name == "pyarrow")
+    folder.write_parquet(tmp_path / "a.parquet", [{"a": 1.5, "b": None}, {"a": np.float32(2), "c": "x"}])
+    assert parquet.read_table(tmp_path / "a.parquet").to_pylist() == [{"a": 1.5, "b": None, "c": None}, {"a": 2.0, "b": None, "c": "x"}]
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
+    folder.write_parquet(tmp_path / "b.parquet", [{"a": 1}])
+    assert not (tmp_path / "b.parquet").exists()
+
+
+def test_recipes_keep_their_bits_and_name_what_cannot_be_imported():
+    odd = np.float32(0.1) + np.spacing(np.float32(0.1))
+    recipe = RECIPE._replace(schedule=lo.bind(lo.schedules.constant, value=odd), clip_norm=np.float32("nan"))
+    read = from_plain(json.loads(json.dumps(to_plain(recipe), allow_nan=False)))
+    assert read.schedule.hparams["value"] == odd
+    assert np.isnan(read.clip_norm)
+    masked = RECIPE._replace(optimizer=lo.bind(lo.optimizers.adamw, mask=lo.optimizers.decay_matrices_only))
+    assert from_plain(to_plain(masked)) == masked
+    local = from_plain(to_plain(RECIPE._replace(loss=lo.bind(lambda outputs, targets: outputs))))
+    assert "<lambda>" in repr(local.loss)
+    assert local == from_plain(to_plain(local))
+    with pytest.raises(TypeError, match=r"<lambda> was part of a saved recipe and cannot be imported here"):
+        local.loss(X, X)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "words"),
+    [
+        (shutil.rmtree, FileNotFoundError, "there is no folder"),
+        (lambda place: (shutil.rmtree(place), place.touch()), FileNotFoundError, "is a file, not the folder of a run"),
+        (lambda place: [path.unlink() for path in place.iterdir()], ValueError, "holds no run"),
+        (lambda place: (place / "summary.json").unlink(), ValueError, "without its summary.json: it is damaged"),
+        (lambda place: ((place / "summary.json").unlink(), (place / "state").mkdir()), ValueError, "not finished: .*--resume"),
+        (lambda place: (place / "history.npz").unlink(), ValueError, "damaged: history.npz is missing"),
+        (lambda place: (place / "history.npz").write_bytes((place / "history.npz").read_bytes()[:-99]), ValueError, "damaged"),
+        (lambda place: (place / "recipes.json").write_text("{"), ValueError, "damaged"),
+        (lambda place: (place / "best_params.msgpack").write_bytes(b"\x81"), ValueError, "damaged"),
+        (lambda place: change(place / "recipes.json", lambda plain: plain["trials"].pop()), ValueError, "15 lanes and history.npz has not"),
+        (lambda place: change(place / "summary.json", lambda plain: plain.update(format=2)), ValueError, "in format 2 by .*reads format 1"),
+        (lambda place: change(place / "summary.json", lambda plain: plain.pop("format")), ValueError, "without a format"),
+        (lambda place: change(place / "summary.json", lambda plain: plain.update(what="x")), ValueError, "neither a sweep nor a run"),
+    ],
+)
+def test_a_folder_that_is_no_whole_run_is_one_clear_error(saved, tmp_path, harm, error, words):
+    place = shutil.copytree(saved, tmp_path / "run")
+    harm(place)
+    with pytest.raises(error, match=words) as failed:
+        lo.load(place)
+    assert str(place) in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+def change(path, edit):
+    plain = json.loads(path.read_text())
+    edit(plain)
+    path.write_text(json.dumps(plain))
+
+
+def test_save_takes_results_and_leaves_other_files_alone(swept, saved):
+    with pytest.raises(FileExistsError, match="is not empty"):
+        lo.save(swept, saved)
+    with pytest.raises(TypeError, match="must be a Swept or a Fitted, got dict"):
+        lo.save({}, saved)
+
+
+# How sure, what mattered, where to look
+
+
+def test_chances_equal_the_whole_bootstrap_distribution():
+    values = np.array([[1.0, 2.0, 4.0], [1.5, 2.5, 3.5]])
+    means = values.mean(1, keepdims=True)
+    scaled = means + math.sqrt(3 / 2) * (values - means)  # so that the resampled mean's variance is s^2 / 3
+    first, second = ([np.mean(draw) for draw in itertools.product(row, repeat=3)] for row in scaled)
+    wins = np.mean([1.0 if a < b - 1e-12 else 0.5 if abs(a - b) <= 1e-12 else 0.0 for a in first for b in second])
+    np.testing.assert_allclose(chances_of_best(values), [wins, 1 - wins], atol=4 * 0.5 / math.sqrt(4000))
+    assert chances_of_best(np.array([[1.0, 2.0], [1.0, 2.0], [9.0, 9.1]]))[2] == 0
+    np.testing.assert_array_equal(chances_of_best(values), chances_of_best(values))
+
+
+def test_the_chance_that_the_best_is_best(swept):
+    chances = swept.chance_best()
+    assert sum(chances.values()) == pytest.approx(1)
+    assert next(iter(chances)) == swept.best_trial()
+    assert 5 not in chances  # it diverged
+    row = next(row for row in swept.table() if row["trial"] == 2)
+    final = swept.evaluation["loss"].reshape(6, 3)[2]
+    assert row["held_out_loss_sem"] == pytest.approx(stats.sem(final))
+    assert swept.best_lane() == 3 * swept.best_trial() + int(np.argmin(swept.evaluation["loss"].reshape(6, 3)[swept.best_trial()]))
+    with pytest.raises(ValueError, match="needs at least two seeds"):
+        dataclasses.replace(swept, seeds=1).chance_best()
+
+
+def of_losses(losses, distribution, values):
+    """A sweep of one number with these held-out losses."""
+    recipes = tuple(lo.with_numbers(RECIPE, {"schedule.value": value}) for value in values)
+    return made_up(lo.Trials(recipes, {"schedule.value": distribution}), losses)
+
+
+def test_importance_sees_a_valley_and_not_what_does_nothing():
+    rng = np.random.default_rng(0)
+    places = rng.random(64)
+    valley = of_losses((places - 0.5) ** 2, lo.log_uniform(1e-4, 1.0), 1e-4 ** (1 - places))
+    assert valley.importance()["schedule.value"] > 0.95
+    idle = of_losses(rng.random(64), lo.uniform(0, 1), places)
+    assert idle.importance()["schedule.value"] < 0.3
+    assert tables.importance_line(idle.importance(), "held_out_loss", 64).startswith("what mattered: the held-out loss follows none")
+    line = tables.importance_line({"schedule.value": 0.93, "loss.delta": 0.1}, "held_out_loss", 64)
+    assert line.startswith("what mattered: schedule.value 0.93 (")
+    assert line.endswith("no effect seen of loss.delta")
+
+
+@pytest.mark.parametrize(
+    ("path", "distribution", "end", "expected"),
+    [
+        ("schedule.peak", lo.log_uniform(1e-5, 1.0), "high", (1e-5, 10)),
+        ("schedule.peak", lo.log_uniform(1e-5, 1.0), "low", (1e-6, 1)),
+        ("schedule.warmup", lo.uniform(0, 300), "high", (0, 500)),  # no longer than the schedule
+        ("schedule.warmup", lo.uniform(0, 300), "low", None),
+        ("optimizer.b1", lo.uniform(0.5, 0.99), "high", (0.5, 0.995)),  # below 1
+        ("optimizer.b1", lo.uniform(0.5, 0.99), "low", (0.01, 0.99)),
+        ("loss.delta", lo.uniform(0.5, 1), "low", (0.25, 1)),  # above 0
+        ("loss.label_smoothing", lo.uniform(0, 0.8), "high", (0, 1)),
+        ("loss.gamma", lo.int_uniform(1, 8), "high", (1, 16)),
+        ("loss.gamma", lo.choice([1, 2, 3]), "high", None),
+    ],
+)
+def test_the_wider_range_to_try_is_one_that_a_config_takes(path, distribution, end, expected):
+    recipe = RECIPE._replace(schedule=lo.bind(lo.schedules.warmup_cosine, peak=0.1, warmup=10, total=500))
+    assert wider(path, distribution, end, recipe) == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_best_at_the_edge_is_said_with_what_to_try():
+    rates = np.geomspace(1e-3, 1e-1, 20)
+    edge = of_losses(1 - rates, lo.log_uniform(1e-3, 1e-1), rates)
+    assert (edge.edges(), edge.wider()) == ({"schedule.value": "high"}, {"schedule.value": (1e-3, 1.0)})
+    assert shown(edge)[-2].startswith("schedule.value: the best, 0.1, lies at the high end of its range 0.001 to 0.1: try 0.001 to 1")
+
+
+def shown(swept):
+    file = io.StringIO()
+    results.show_sweep(swept, Console(file=file, width=100))
+    return file.getvalue().splitlines()
+
+
+def test_why_nothing_ran_to_the_end(swept, tmp_path, monkeypatch):
+    no_pictures(monkeypatch)
+    assert swept.failure() is None
+    dead = dataclasses.replace(swept, diverged_at=np.full(18, 3))
+    assert dead.failure() == "every lane diverged; the smallest learning rate was 0.001: try 1e-06 to 0.0001"
+    assert dead.failure() in shown(dead)
+    assert lo.load(lo.save(dead, tmp_path)).failure() == dead.failure()
+    assert json.loads((tmp_path / "summary.json").read_text())["failure"] == dead.failure()
+    assert not (tmp_path / "best_params.msgpack").exists()
+    with pytest.raises(ValueError, match="every lane diverged; the smallest"):
+        dead.best()
+    one_seed = dataclasses.replace(swept, diverged_at=np.tile([3, -1, -1], 6))
+    assert one_seed.failure().startswith("every recipe diverged under one of its seeds at least (6 of 18 lanes); the smallest")
+    mixed = dataclasses.replace(swept, stopped_at=np.where(swept.diverged_at < 0, 10, -1))
+    assert mixed.failure() == "no recipe ran to the end: 1 of 6 diverged, 5 were stopped early"
+    bad = dataclasses.replace(dead, history={**swept.history, "loss": np.full((18, 8), np.nan)})
+    assert "not finite before any update: look at the data" in bad.failure()
+
+
+def test_what_to_try_after_divergence():
+    assert smaller_rates(1e-2) == "the smallest learning rate was 0.01: try 1e-05 to 0.001"
+    assert smaller_rates(1e30).endswith("try 0.001 to 0.1")
+    assert "look at the data" in smaller_rates(1e-8)
+    assert smaller_rates(math.inf) == "no learning rate was above 0 and finite"
+    warm = lo.bind(lo.schedules.warmup_cosine, peak=0.5, warmup=10, total=500)
+    nan = RECIPE._replace(schedule=lo.bind(lo.schedules.constant, value=np.nan))
+    assert smallest_rate([RECIPE._replace(schedule=warm), nan], 500) == pytest.approx(0.5)
+
+
+# Comparisons
+
+
+def write(place, changes, held_out):
+    """Write the folder of a sweep of two recipes that a config gave, with made-up held-out losses [2 recipes, seeds]."""
+    table = {"count": 2, "seeds": len(held_out[0]), "space": {"schedule": {"value": {"uniform": [0.1, 0.2]}}}}
+    experiment = config.experiment(CONFIG | changes | {"sweep": table})
+    swept = made_up(experiment.trials, held_out)
+    place.mkdir(exist_ok=True)
+    results.write_sweep(place, experiment, swept)
+    return swept
+
+
+def test_comparing_says_what_differs_and_how_sure_it_is(tmp_path, monkeypatch, capsys):
+    no_pictures(monkeypatch)
+    first, second, close = (tmp_path / name for name in "abc")
+    write(first, {}, [[1.0, 1.1, 1.2], [3.0, 3.0, 3.0]])
+    write(second, {"optimizer": {"name": "momentum"}}, [[9.0, 9.0, 9.0], [1.3, 1.5, 1.4]])
+    write(close, {}, [[1.0, 1.3, 1.2], [3.0, 3.0, 3.0]])
+    found = compare([first, second])
+    assert found.metric == "held_out_loss"
+    assert found.differ["optimizer.name"] == ["sgd", "momentum"]
+    assert found.differ["schedule.value"] == [pytest.approx(lo.load(p).table()[0]["schedule.value"]) for p in (first, second)]
+    assert "run.steps" not in found.differ
+    # By hand: means 1.1 and 1.4, variances 0.01 each, so t = 0.3 / sqrt(0.02 / 3) with 4 degrees of freedom.
+    p = stats.t.sf(0.3 / math.sqrt(0.02 / 3), 4)
+    assert found.lines == [
+        f"{first} is better than {second}: held-out loss 1.1 against 1.4, 0.3 ± 0.08165 apart; "
+        f"sure to {100 * (1 - p):.3g}% (Welch's t-test over 3 seeds each)"
+    ]
+    assert "seems better than" in compare([close, first]).lines[0]
+    comparison.show(found)
+    printed = capsys.readouterr().out
+    assert "1.1000 ±0.0577" in printed
+    assert "momentum" in printed
+
+
+def test_runs_of_other_tasks_or_losses_are_not_compared_by_loss(tmp_path, monkeypatch, swept, fitted):
+    no_pictures(monkeypatch)
+    one, other, third = (tmp_path / name for name in "abc")
+    write(one, {}, [[1.0], [2.0]])
+    write(other, {"loss": {"name": "mse"}}, [[1.0], [2.0]])
+    write(third, {"data": {"name": "digits"}, "loss": {"name": "cross_entropy"}}, [[1.0], [2.0]])
+    assert compare([one, third]).lines == [f"losses of different tasks cannot be compared: {one} is of diabetes, {third} is of digits"]
+    assert compare([one, other]).metric is None
+    assert "values of different losses cannot be compared" in compare([one, other]).lines[0]
+    assert "have the same held-out loss" in compare([one, one]).lines[0]
+    kept = [lo.save(swept, tmp_path / "swept"), lo.save(fitted, tmp_path / "fitted")]
+    lines = compare(kept).lines
+    assert "does not say what data or loss it was" in lines[0]
+    with pytest.raises(ValueError, match="at least two folders, got 1"):
+        compare([one])
+
+
+# Disks that fail
+
+
+def test_a_run_goes_on_where_it_cannot_be_saved(fitted, tmp_path, monkeypatch):
+    def no_space(*_):
+        monkeypatch.setattr(checkpoint, "open", lambda *_: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
+
+    place = tmp_path / "run"
+    with pytest.warns(
+        checkpoint.NotSaved, match=r"cannot write .*record.*No space left on device; the run goes on, saved up to step 10"
+    ) as told:
+        run = lo.fit(MODEL, RECIPE, **DATA, run=RUN, checkpoint=place, save_every=0, on_chunk=no_space)
+    assert len(told) == 1
+    np.testing.assert_array_equal(run.history["loss"], fitted.history["loss"])
+
+
+def test_a_folder_that_vanishes_is_made_again(fitted, tmp_path):
+    place = tmp_path / "run"
+    run = lo.fit(
+        MODEL, RECIPE, **DATA, run=RUN, checkpoint=place, save_every=0, on_chunk=lambda _: shutil.rmtree(place, ignore_errors=True)
+    )
+    np.testing.assert_array_equal(run.history["loss"], fitted.history["loss"])
+
+
+def test_a_state_that_the_disk_has_no_room_for_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint._write_state(tmp_path / "state-1", [np.zeros(3)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_printed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(CONFIG))
+    (tmp_path / "out" / "curves.png").mkdir(parents=True)  # in the way of a picture
+    monkeypatch.setattr(sys, "argv", ["lossopt", "train", str(tmp_path / "small.toml"), "--out", str(tmp_path / "out"), "--overwrite"])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    out, err = capsys.readouterr()
+    assert exited.value.code == 1
+    assert "held-out loss" in out
+    assert err.startswith("lossopt: cannot write to the folder")
+    assert "what was found is printed above, and --resume" in err
+    assert len(err.splitlines()) == 1
