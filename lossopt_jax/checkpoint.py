@@ -96,7 +96,8 @@ class Keeper:
         try:
             _write_state(self.folder / f"state-{step:010d}", self.unload(self._now.carry))
         except OSError:
-            record.unlink(missing_ok=True)  # no state follows it
+            with suppress(OSError):
+                record.unlink()  # no state follows it
             raise
         for path in self.folder.iterdir():
             if (found := STATE.fullmatch(path.name)) and int(found[1]) < step:

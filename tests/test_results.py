@@ -257,7 +257,7 @@ def test_importance_sees_a_valley_and_not_what_does_nothing():
     assert idle.importance()["schedule.value"] < 0.3
     assert tables.importance_line(idle.importance(), "held_out_loss", 64).startswith("what mattered: the held-out loss follows none")
     line = tables.importance_line({"schedule.value": 0.93, "loss.delta": 0.1}, "held_out_loss", 64)
-    assert line.startswith("what mattered: schedule.value 0.93 (")
+    assert line.startswith("what mattered: schedule.value (rank correlation 0.93)")
     assert line.endswith("no effect seen of loss.delta")
 
 

@@ -77,12 +77,12 @@ def sure_line(chances: Mapping[int, float], seeds: int) -> str:
 def importance_line(importance: Mapping[str, float], metric: str, count: int) -> str:
     """Which swept numbers mattered: `Swept.importance`, most first, of `count` trials."""
     chance = 2 / math.sqrt(max(1, count - 1))  # what a number that does nothing rarely reaches
-    seen = [f"{path} {value:.2f}" for path, value in importance.items() if value > chance]
+    seen = [(path, f"{value:.2f}") for path, value in importance.items() if value > chance]
     rest = [path for path, value in importance.items() if value <= chance]
     if not seen:
         return f"what mattered: the {plain_name(metric)} follows none of the swept numbers, as far as {count} recipes can tell"
-    line = f"what mattered: {', then '.join(seen)} (rank correlation of the {plain_name(metric)} with the distance from the best)"
-    return line + (f"; no effect seen of {', '.join(rest)}" if rest else "")
+    said = [f"{path} ({'' if i else 'rank correlation '}{value})" for i, (path, value) in enumerate(seen)]
+    return f"what mattered: {', '.join(said)}" + (f"; no effect seen of {', '.join(rest)}" if rest else "")
 
 
 def plain_name(metric: str) -> str:
