@@ -261,6 +261,18 @@ def test_importance_sees_a_valley_and_not_what_does_nothing():
     assert line.endswith("no effect seen of loss.delta")
 
 
+def test_fanova_gives_the_number_that_decides_the_variance():
+    pytest.importorskip("optuna")
+    rng = np.random.default_rng(0)
+    rates, decays = 10 ** rng.uniform(-4, 0, 40), rng.choice([0.0, 0.1], 40)
+    values = [{"schedule.value": rate, "optimizer.weight_decay": decay} for rate, decay in zip(rates, decays, strict=True)]
+    space = {"schedule.value": lo.log_uniform(1e-4, 1.0), "optimizer.weight_decay": lo.choice([0.0, 0.1])}
+    swept = made_up(lo.Trials(tuple(lo.with_numbers(RECIPE, own) for own in values), space), (np.log10(rates) + 2) ** 2)
+    shares = swept.fanova()
+    assert shares["schedule.value"] > 0.9
+    assert shares["optimizer.weight_decay"] < 0.05
+
+
 @pytest.mark.parametrize(
     ("path", "distribution", "end", "expected"),
     [

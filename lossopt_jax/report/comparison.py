@@ -70,11 +70,8 @@ def _metric(entry: Any, metric: str) -> str:
     if not math.isfinite(entry.mean(metric)):
         return "-"
     sem = entry.sem(metric)
-    return _plain(metric, entry.mean(metric)) + (f" ±{_plain(metric, sem)}" if math.isfinite(sem) else "")
-
-
-def _plain(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric.endswith("accuracy") else f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.3g}"
+    style = ".1%" if metric.endswith("accuracy") else ".4f" if 0.001 <= abs(entry.mean(metric)) < 1000 else ".3g"
+    return f"{entry.mean(metric):{style}}" + (f" ±{sem:{style}}" if math.isfinite(sem) else "")
 
 
 def _value(value: Any) -> str:

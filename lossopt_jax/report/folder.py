@@ -126,7 +126,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_parquet(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table with a column for every key, by polars or else pyarrow; nothing where neither is installed."""
-    columns = {key: [_cell(row.get(key)) for row in rows] for row in rows for key in row}
+    columns = {key: [_cell(row.get(key)) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     if find_spec("polars"):
         import polars
 

@@ -71,7 +71,7 @@ def sure_line(chances: Mapping[int, float], seeds: int) -> str:
     """How sure the order is. chances: rank from 1 -> chance to be the best, likeliest first."""
     others = [f"number {rank} {chance:.0%}" for rank, chance in chances.items() if rank != 1 and chance >= 0.05]
     said = ", ".join([f"number 1 is the best with a chance of {chances.get(1, 0):.0%}", *others[:3]])
-    return f"how sure: {said} (bootstrap over {seeds} seeds{'; so few make it too high' * (seeds < 5)})"
+    return f"how sure: {said} (bootstrap over {seeds} seeds{': rough with so few' * (seeds < 5)})"
 
 
 def importance_line(importance: Mapping[str, float], metric: str, count: int) -> str:

@@ -1,7 +1,8 @@
 """What a sweep's numbers are worth: how sure the best is, what mattered, where a range was too narrow or all too high."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,6 +33,39 @@ def chances_of_best(values: np.ndarray, seed: int = 0) -> np.ndarray:
         least = resampled <= resampled.min(1, keepdims=True)
         wins += (least / least.sum(1, keepdims=True)).sum(0)
     return wins / RESAMPLES
+
+
+def fanova(rows: Sequence[Mapping[str, float]], space: Mapping[str, Distribution], metric: str) -> dict[str, float]:
+    """The share of a metric's variance over trials that each swept number accounts for, by the random forest of Optuna's fANOVA."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    kinds: dict[str, Any] = {path: _for_optuna(d) for path, d in space.items() if d.high > d.low}
+    try:
+        study = optuna.create_study()
+        for row in rows:
+            own = {path: _nearest(space[path], row[path]) for path in kinds}
+            study.add_trial(optuna.trial.create_trial(params=own, distributions=kinds, value=row[metric]))
+        found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
+    finally:
+        optuna.logging.set_verbosity(before)
+    return {path: float(share) for path, share in found.items()}
+
+
+def _for_optuna(distribution: Distribution) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if distribution.kind == "choice":
+        return CategoricalDistribution(distribution.values)
+    return FloatDistribution(distribution.low, distribution.high, log=distribution.kind == "log_uniform")
+
+
+def _nearest(distribution: Distribution, value: float) -> float:
+    """The float64 that a float32 of a recipe was drawn as, which may lie a rounding outside of the range."""
+    if distribution.kind == "choice":
+        return min(distribution.values, key=lambda listed: abs(listed - value))
+    return min(max(value, distribution.low), distribution.high)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
