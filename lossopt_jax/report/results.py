@@ -65,14 +65,14 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
 
     experiment: as of `write_run`.
     """
-    rows, metric, space = swept.table(), swept.default_metric(), swept.trials.space
+    rows, lanes, metric, space = swept.table(), swept.lane_rows(), swept.default_metric(), swept.trials.space
     top = [row for row in rows if row["status"] == "ok" and math.isfinite(row[metric])][:5]
     folder.begin(place)
     if experiment is not None:
         write_config(place, experiment.resolved)
     folder.write_json(place / "recipes.json", _recipes(swept))
-    folder.write_csv(place / "trials.csv", swept.lane_rows())
-    folder.write_parquet(place / "trials.parquet", swept.lane_rows())
+    folder.write_csv(place / "trials.csv", lanes)
+    folder.write_parquet(place / "trials.parquet", lanes)
     folder.write_npz(place / "history.npz", _arrays(swept) | {"diverged_at": swept.diverged_at, "stopped_at": swept.stopped_at})
     if top and experiment is not None:
         write_config(place, experiment.resolved_with(swept.best()), "best.toml")
