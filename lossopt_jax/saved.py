@@ -145,8 +145,13 @@ def _trials(path: Path) -> tuple[Trials, int]:
     structures = [from_plain(structure) for structure in plain["structures"]]
     rows = [(structures[row["structure"]], row["numbers"]) for row in plain["trials"]]
     recipes = [with_numbers(recipe, {k: number_from_plain(v) for k, v in values.items()}) if values else recipe for recipe, values in rows]
-    space = {key: Distribution(**{**fields, "values": tuple(fields["values"])}) for key, fields in plain["space"].items()}
+    space = {key: _distribution(fields) for key, fields in plain["space"].items()}
     return Trials(tuple(recipes), space), plain["seeds"]
+
+
+def _distribution(fields: dict[str, Any]) -> Distribution:
+    own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Distribution(**own)
 
 
 def _arrays(place: Path, others: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -211,6 +211,8 @@ def _limits(axis: "Axes", lanes: np.ndarray, best: Sequence[int], headroom: floa
         return
     begin = lanes[:, 0][np.isfinite(lanes[:, 0])] if lanes.shape[1] else shown
     low, high = shown.min(), max(shown.max(), np.median(begin) if len(begin) else shown.max())
+    if headroom == 1.0 and not len(best) and len(begin) and np.median(begin) > 0:
+        high = min(high, 1e3 * float(np.median(begin)))  # where all diverged, how is seen at the beginning
     if headroom == 1.0 and low >= 0 and high > 0:
         # A loss of exactly 0, as a noiseless fit reaches, is drawn down to the lower edge.
         low = max(shown[shown > 0].min(initial=high), 1e-9 * high)
