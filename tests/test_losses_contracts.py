@@ -80,6 +80,12 @@ _contrastive = {
 }
 _HEAD = losses.Head(NUMBERS[0].reshape(6, 1) * PAIRS, PAIRS[:5].T.copy(), LOGITS[0])
 _language = {"linear_cross_entropy": (_HEAD, LABELS, {"class_weights": WEIGHTS, "soft_cap": 3.0, "z_loss": 0.5})}
+_language |= {
+    "ctc": (RNG.normal(size=(6, 4, 5)).astype(np.float32), np.array([[1, 2], [3, 3], [4, -100], [-100, -100], [1, 4], [2, 2]]), {}),
+    "z_loss": (LOGITS, LABELS, {}),
+    "distillation": (LOGITS, np.log(PROBS), {}),
+    **_each("dpo ipo", (NUMBERS, tuple(PAIRS.T), {})),
+}
 _tasks = {"losses": (bind(losses.cross_entropy, label_smoothing=0.1), bind(losses.huber)), "weights": [2.0, 0.5]}
 _combined = {
     "weighted_sum": (IMAGES, CLASS_MASKS, {"losses": (bind(losses.dice), bind(losses.cross_entropy)), "weights": [1.0, 0.5]}),

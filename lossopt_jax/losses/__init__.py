@@ -8,6 +8,7 @@ from . import combine as _combine
 from . import compound as _compound
 from . import contrastive as _contrastive
 from . import distance as _distance
+from . import language as _language
 from . import likelihood as _likelihood
 from . import linear as _linear
 from . import lovasz as _lovasz
@@ -61,6 +62,12 @@ from .distance import boundary as boundary
 from .distance import distance_transform as distance_transform
 from .distance import hausdorff as hausdorff
 from .distance import signed_distance as signed_distance
+from .language import ctc as ctc
+from .language import distillation as distillation
+from .language import dpo as dpo
+from .language import ipo as ipo
+from .language import sequence_log_probs as sequence_log_probs
+from .language import z_loss as z_loss
 from .likelihood import gaussian_nll as gaussian_nll
 from .likelihood import laplace_nll as laplace_nll
 from .likelihood import poisson_nll as poisson_nll
@@ -132,6 +139,7 @@ __all__ = [
     *_classification.__all__,
     *_likelihood.__all__,
     *_linear.__all__,
+    *_language.__all__,
     *_margins.__all__,
     *_noisy.__all__,
     *_regression.__all__,

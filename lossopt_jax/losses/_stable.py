@@ -225,6 +225,11 @@ def _top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return shifted, e, (top.sum(-1, keepdims=True) - 1) + (e - top).sum(-1, keepdims=True)
 
 
+def excess(logits: jax.Array) -> jax.Array:
+    """log sum_j e^(z_j - m), [*b, c] -> [*b]: by how much the normaliser is above the largest logit m."""
+    return jnp.log1p(_top_parts(logits)[2])[..., 0]
+
+
 def log_or(x: jax.Array, at_zero: float) -> jax.Array:
     """log x, or `at_zero` where x is 0, with a finite slope there."""
     return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), at_zero)
