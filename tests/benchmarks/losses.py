@@ -92,7 +92,8 @@ class Torch:
         self.process = subprocess.Popen([python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def seconds(self, name: str, count: int) -> float | None:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         print(name, count, sep="\t", file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline().strip()
         return float(answer) if answer != "none" else None
