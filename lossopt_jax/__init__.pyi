@@ -24,10 +24,14 @@ from .step import eval_step as eval_step
 from .step import init_state as init_state
 from .step import train_step as train_step
 from .sweep import LanePlan as LanePlan
+from .sweep import Stop as Stop
 from .sweep import Swept as Swept
 from .sweep import Trials as Trials
+from .sweep import asha as asha
 from .sweep import choice as choice
 from .sweep import grid as grid
+from .sweep import halving as halving
+from .sweep import hyperband as hyperband
 from .sweep import int_uniform as int_uniform
 from .sweep import log_uniform as log_uniform
 from .sweep import plan_lanes as plan_lanes

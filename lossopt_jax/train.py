@@ -62,6 +62,7 @@ class Progress(NamedTuple):
     step: steps done. metrics: this chunk's, [steps] or [lanes, steps]. evaluation: held-out metrics where they were due now.
     diverged_at, stopped_at: [] or [lanes]: the step at which a run failed, or a rule stopped it; -1 where neither.
     carry: the run as it lies on the device, to be read at once: the next chunk takes over its memory.
+    wave: which of the waves of a sweep this is.
     """
 
     step: int
@@ -70,6 +71,10 @@ class Progress(NamedTuple):
     diverged_at: np.ndarray
     stopped_at: np.ndarray
     carry: Any
+    wave: int = 0
+
+
+Callbacks = Callable[[Progress], None] | Iterable[Callable[[Progress], None]]
 
 
 class Carry(NamedTuple):
@@ -143,7 +148,7 @@ def fit(
     train: Any,
     evaluate: Any = None,
     run: Run,
-    on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
+    on_chunk: Callbacks = (),
     checkpoint: str | Path | None = None,
     save_every: float = 30.0,
 ) -> Fitted:
@@ -169,9 +174,10 @@ def fit(
     order = partial(batch_indices, examples(data), run.batch_size, run.seed)
     if checkpoint is not None:
         same_run(checkpoint, {"recipe": recipe, "train data": data, "held-out data": held_out, "run": asdict(run)})
-    end = kept_loop(
-        program, run, order, (), on_chunk, folder=None if checkpoint is None else Path(checkpoint) / "run", save_every=save_every
-    )
+    folder = None if checkpoint is None else Path(checkpoint) / "run"
+    start, tellers, save = kept_start(program, (), on_chunk, folder=folder, save_every=save_every)
+    end = host_loop(program, run, order, start, tellers)
+    save()
     return Fitted(
         state=end.carry.state,
         history=end.history,
@@ -273,43 +279,27 @@ class Point(NamedTuple):
     seconds: float
 
 
-class Rule(NamedTuple):
-    """When runs are stopped early: at `steps` (rungs), `stop(step, evaluation, metrics)` says which of the runs, [...]."""
+def kept_start(
+    program: Program, lanes: tuple[int, ...], on_chunk: Callbacks = (), *, folder: Path | None = None, save_every: float = 30.0
+) -> tuple[Point, tuple[Callable[[Progress], None], ...], Callable[[], None]]:
+    """Where `host_loop` begins, or goes on from what `folder` holds; its callbacks, of which one saves there; what saves the end.
 
-    steps: tuple[int, ...]
-    stop: Callable[[int, dict[str, np.ndarray] | None, dict[str, np.ndarray]], np.ndarray]
-
-
-def kept_loop(
-    program: Program,
-    run: Run,
-    order: Callable[[int, int], np.ndarray],
-    lanes: tuple[int, ...],
-    on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
-    rule: Rule | None = None,
-    *,
-    folder: Path | None = None,
-    save_every: float = 30.0,
-) -> Point:
-    """`host_loop` from the start, or from what `folder` holds of it, saving there; lanes: () of one run, (lanes,) of a sweep."""
-    none = np.full(lanes, -1)
-    start = Point(0, None, none, none, {}, {}, 0.0)
+    lanes: () of one run, (lanes,) of a sweep.
+    """
+    none, carry = np.full(lanes, -1), program.begin()
+    start = Point(0, carry, none, none, {}, {}, 0.0)
+    tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
     if folder is None:
-        return host_loop(program, run, order, start._replace(carry=program.begin()), on_chunk, rule)
-    carry = program.begin()
+        return start, tellers, lambda: None
     past = restore(folder, program.unload(carry))
     if past is not None:
         carry = program.load(past.leaves, (past.diverged_at < 0) & (past.stopped_at < 0))
         start = Point(past.step, carry, past.diverged_at, past.stopped_at, past.history, past.evaluations, past.seconds)
-    keeper = Keeper(folder, program.unload, save_every, start.step, start.seconds)
-    tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
-    if past is not None:  # so that a progress bar begins where the run does
         nothing_new = {name: values[..., :0] for name, values in past.history.items()}
-        for tell in tellers:
+        for tell in tellers:  # so that a progress bar begins where the run does
             tell(Progress(past.step, nothing_new, None, past.diverged_at, past.stopped_at, carry))
-    end = host_loop(program, run, order, start._replace(carry=carry), (keeper, *tellers), rule)
-    keeper.save()
-    return end
+    keeper = Keeper(folder, program.unload, save_every, start.step, start.seconds)
+    return start, (keeper, *tellers), keeper.save
 
 
 def host_loop(
@@ -317,22 +307,24 @@ def host_loop(
     run: Run,
     order: Callable[[int, int], np.ndarray],
     start: Point,
-    on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
-    rule: Rule | None = None,
+    tellers: Sequence[Callable[[Progress], None]] = (),
+    rungs: Sequence[int] = (),
+    until: int | None = None,
 ) -> Point:
     """The one host loop: feed batch indices by the chunk, pull metrics once a chunk, evaluate when due, tell the callbacks.
 
-    order: (first step, count) -> batch indices of those steps, [..., count, b]. start: where to go on from; the end is where the run
-    is over, with its histories filled up with NaN.
+    order: (first step, count) -> batch indices of those steps, [..., count, b]. start: where to go on from, without those that it calls
+    stopped. rungs: steps after which the held-out data is looked at as well. until: the step to return at; None is the end of the
+    run, where the histories are filled up with NaN.
     """
     began = time.perf_counter()
-    tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
-    rungs = rule.steps if rule else ()
+    until = run.steps if until is None else until
     length, due = chunk_length(run), evaluation_steps(run, rungs)
     step, carry, diverged_at, stopped_at, _, _, before = start
     parts, evaluations = [start.history] if start.history else [], [start.evaluations] if start.evaluations else []
     alive = (diverged_at < 0) & (stopped_at < 0)
-    while not parts or (step < run.steps and alive.any()):
+    carry = program.keep(carry, alive)
+    while not parts or (step < until and alive.any()):
         count = min(length, int(due[due > step][0]) - step) if step < run.steps else 0
         indices = order(step, count)
         short = [(0, 0)] * (indices.ndim - 2) + [(0, length - count), (0, 0)]
@@ -346,15 +338,14 @@ def host_loop(
         if program.evaluate is not None and (step in due or not alive.any()):
             evaluation = {name: np.where(alive, np.asarray(v), np.nan) for name, v in program.evaluate(carry).items()}
             evaluations.append({name: values[..., None] for name, values in evaluation.items()})
-        if rule and step in rungs:
-            stopped_at = np.where(alive & rule.stop(step, evaluation, part), step, stopped_at)
-            alive = alive & (stopped_at < 0)
         carry = program.keep(carry, alive)
         parts.append(part)
         for tell in tellers:
             tell(Progress(step, part, evaluation, diverged_at, stopped_at, carry))
-    history = _filled(joined(parts), len(range(0, run.steps, run.history_every)))
-    past = _filled(joined(evaluations), len(due)) if evaluations else {}
+    history, past = joined(parts), joined(evaluations)
+    if until == run.steps:
+        history = _filled(history, len(range(0, run.steps, run.history_every)))
+        past = _filled(past, len(due))
     return Point(step, carry, diverged_at, stopped_at, history, past, before + time.perf_counter() - began)
 
 

@@ -8,6 +8,10 @@ from .lanes import default_plan as default_plan
 from .plan import plan_lanes as plan_lanes
 from .result import Swept as Swept
 from .run import sweep as sweep
+from .rungs import Stop as Stop
+from .rungs import asha as asha
+from .rungs import halving as halving
+from .rungs import hyperband as hyperband
 from .spaces import Trials as Trials
 from .spaces import choice as choice
 from .spaces import grid as grid

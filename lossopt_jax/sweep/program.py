@@ -143,9 +143,8 @@ def compiled_for(
 def _compiled(
     model: Model, structure: Any, shapes: tuple[Any, ...], plan: LanePlan, per_device: int, steps: int, batch_size: int, x64: bool
 ) -> "Future[Compiled]":
-    # With a single device XLA leaves out its partitioner, and other passes give other last bits: a second device stands by, idle.
-    devices = jax.devices()[: max(plan.devices, min(2, len(jax.devices())))]
-    mesh = Mesh(np.array(devices), ("lanes",))
+    mesh = mesh_of(plan)
+    devices = mesh.devices.tolist()
     split, whole = NamedSharding(mesh, P("lanes")), NamedSharding(mesh, P())
 
     def over_lanes(f: Callable[..., Any], per_lane: int, carried: int | None = None) -> Callable[..., Any]:
@@ -196,6 +195,12 @@ def _compiled(
         return Compiled(begin, chunk, scores, mesh, per_device, carry.state, _bytes(chunk))
 
     return _BACKGROUND.submit(compile)
+
+
+def mesh_of(plan: LanePlan) -> Mesh:
+    """The devices that a program is compiled for."""
+    # With a single device XLA leaves out its partitioner, and other passes give other last bits: a second device stands by, idle.
+    return Mesh(np.array(jax.devices()[: max(plan.devices, min(2, len(jax.devices())))]), ("lanes",))
 
 
 def _bytes(program: Any) -> int:

@@ -1,7 +1,7 @@
 """What a sweep found: histories by lane, a table of trials, the best recipe."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,10 +150,7 @@ class Swept:
     def default_metric(self) -> str:
         """What trials are ranked by: the held-out loss, or, where numbers of the loss itself are swept so that losses of two trials
         cannot be compared, the held-out accuracy if there is one; without held-out data the train loss."""
-        evaluation = self.evaluation
-        if "accuracy" in evaluation and any(path.startswith("loss.") for path in self.trials.space):
-            return "held_out_accuracy"
-        return "held_out_loss" if "loss" in evaluation else "train_loss"
+        return metric_for(self.evaluation, self.trials)
 
     def top(self, k: int, metric: str | None = None, mode: str | None = None, by: str = "mean") -> list[int]:
         """The k best trials by a column of `table`, best first, of those that ran to the end; see `best`."""
@@ -261,6 +258,13 @@ class Swept:
     def wider(self) -> dict[str, tuple[float, float] | None]:
         """Of each number in `edges` the wider range to try next; None where values are listed, or the number may go no further."""
         return {path: wider(path, self.trials.space[path], end, self.best()) for path, end in self.edges().items()}
+
+
+def metric_for(evaluation: Container[str], trials: Trials) -> str:
+    """`Swept.default_metric` of a sweep that has these held-out metrics."""
+    if "accuracy" in evaluation and any(path.startswith("loss.") for path in trials.space):
+        return "held_out_accuracy"
+    return "held_out_loss" if "loss" in evaluation else "train_loss"
 
 
 def _mode(metric: str) -> str:

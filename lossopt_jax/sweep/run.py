@@ -1,25 +1,27 @@
 """The sweep: recipes of one structure are lanes of one compiled program, chunk by chunk through the same host loop as a single run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from .._types import Batch
 from ..checkpoint import same_run
 from ..data import as_batch, batch_indices, examples, pieces
 from ..models import Model
-from ..train import EVALUATION_BATCH, Point, Progress, Run, evaluation_steps, kept_loop
+from ..train import EVALUATION_BATCH, Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
 from .lanes import LanePlan, by_structure, checked_plan, lanes_at_once
 from .plan import MeasuredPlan, planned
-from .program import Lane, compiled_for, lanes_program, order_of
+from .program import Lane, compiled_for, lanes_program, mesh_of, order_of
 from .result import Swept
+from .rungs import Stop
 from .spaces import Trials
-
-Callbacks: TypeAlias = Callable[[Progress], None] | Iterable[Callable[[Progress], None]]
+from .stopping import Running, run_waves
 
 
 def sweep(
@@ -31,7 +33,8 @@ def sweep(
     run: Run,
     seeds: int = 1,
     plan: LanePlan | None = None,
-    on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
+    stop: Stop | None = None,
+    on_chunk: Callbacks = (),
     checkpoint: str | Path | None = None,
     save_every: float = 30.0,
 ) -> Swept:
@@ -44,16 +47,22 @@ def sweep(
     seeds: every recipe runs under `run.seed` ... `run.seed + seeds - 1` (parameters, data order, dropout), recipe by recipe.
     plan: how lanes lie on devices; None chooses (see `plan_lanes`). On CPU call
     `jax.config.update("jax_num_cpu_devices", cores)` before anything else of JAX, and every core becomes a device.
+    stop: a rule that ends the worse trials early, such as `halving()`; with several seeds a trial is judged by their mean and its lanes
+        end together. `Swept.stopped_at` says where.
 
     A lane that diverges is flagged with the step and changes no bit of another.
     """
-    job = prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every)
-    ends, compile_seconds = [], job.planning_seconds
-    for i in range(len(job.waves)):
-        end, compiling = job.run_wave(i, on_chunk)
-        ends.append(end)
-        compile_seconds += compiling
-    members = [wave.members for wave in job.waves]
+    rungs = () if stop is None else stop.steps(run.steps)
+    job = prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every, stop=stop)
+    compile_seconds, members = job.planning_seconds, [wave.members for wave in job.waves]
+
+    def begin(i: int) -> Running:
+        nonlocal compile_seconds
+        wave = job.begin(i, on_chunk)
+        compile_seconds += wave.program.compile_seconds
+        return wave
+
+    ends = run_waves(begin, members, job.order, job.trials, run, seeds, stop)
     lane = np.concatenate([np.repeat(some, seeds) * seeds + np.tile(np.arange(seeds), len(some)) for some in members])
     back = np.argsort(lane)
     places = [(wave, int(place)) for wave, end in enumerate(ends) for place in order_of(end.carry)]
@@ -62,7 +71,7 @@ def sweep(
         seeds=seeds,
         history=_together([end.history for end in ends], back),
         evaluations=_together([end.evaluations for end in ends], back),
-        evaluation_steps=evaluation_steps(run),
+        evaluation_steps=evaluation_steps(run, rungs),
         diverged_at=np.concatenate([end.diverged_at for end in ends])[back],
         stopped_at=np.concatenate([end.stopped_at for end in ends])[back],
         places=[places[i] for i in back],
@@ -98,15 +107,26 @@ class Job(NamedTuple):
 
     def run_wave(self, i: int, on_chunk: Callbacks = ()) -> tuple[Point, float]:
         """Where the wave ends, and the seconds it waited for its program; what its folder holds of it is not run again."""
+        wave = self.begin(i, on_chunk)
+        end = host_loop(wave.program, self.run, self.order, wave.point, wave.tellers)
+        wave.save()
+        return end, wave.program.compile_seconds
+
+    def begin(self, i: int, on_chunk: Callbacks = ()) -> Running:
+        """The wave at its first step, or where its folder has it."""
         lanes, wave = self._lanes(i), self.waves[i]
         program = lanes_program(self.model, lanes, self.data, self.held_out, self.run, wave.plan, wave.room)
         if i + 1 < len(self.waves):  # compiled while this one runs
             after = self.waves[i + 1]
             compiled_for(self.model, self._lanes(i + 1), self.data, self.held_out, self.run, after.plan, after.room)
-        order = partial(_orders, examples(self.data), self.run, self.seeds)
         folder = None if self.folder is None else self.folder / f"wave-{i:04d}"
-        end = kept_loop(program, self.run, order, (len(lanes),), on_chunk, folder=folder, save_every=self.save_every)
-        return end, program.compile_seconds
+        tellers = [_of_wave(i, tell) for tell in ((on_chunk,) if callable(on_chunk) else on_chunk)]
+        return Running(program, *kept_start(program, (len(lanes),), tellers, folder=folder, save_every=self.save_every))
+
+    def order(self, first: int, count: int) -> np.ndarray:
+        """The batch indices of some steps, [seeds, count, b]."""
+        n, run = examples(self.data), self.run
+        return np.stack([batch_indices(n, run.batch_size, run.seed + s, first, count) for s in range(self.seeds)])
 
     def _lanes(self, i: int) -> list[Lane]:
         return [(self.trials.recipes[member], seed) for member in self.waves[i].members for seed in range(self.seeds)]
@@ -123,6 +143,7 @@ def prepared(
     checkpoint: str | Path | None,
     save_every: float,
     parts: int = 1,
+    stop: Stop | None = None,
 ) -> Job:
     """The waves of a sweep: at least `parts` where there are lanes enough, or those that the checkpoint's folder has written down."""
     trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
@@ -133,10 +154,18 @@ def prepared(
     plan = planned(model, trials, data, held_out, run, seeds) if plan is None else checked_plan(plan)
     waves = _waves(model, trials, data, seeds, plan, parts)
     if checkpoint is not None:
-        same = {"trials": trials.recipes, "train data": data, "held-out data": held_out, "run": asdict(run), "seeds": seeds}
+        same = {
+            "trials": trials.recipes,
+            "train data": data,
+            "held-out data": held_out,
+            "run": asdict(run),
+            "seeds": seeds,
+            "stop": str(stop),
+        }
         kept = same_run(checkpoint, same, waves=[[wave.members, wave.plan.width, wave.room] for wave in waves])["waves"]
         # A lane's last bits depend on the width, so a resumed sweep keeps it, and its waves; how many devices is today's.
         waves = [Wave(members, LanePlan(plan.devices, width), room) for members, width, room in kept]
+    data, held_out = jax.device_put((data, held_out), NamedSharding(mesh_of(waves[0].plan), P()))  # once for all waves
     folder = None if checkpoint is None else Path(checkpoint)
     return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0))
 
@@ -153,8 +182,8 @@ def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan
     return waves
 
 
-def _orders(n: int, run: Run, seeds: int, first: int, count: int) -> np.ndarray:
-    return np.stack([batch_indices(n, run.batch_size, run.seed + s, first, count) for s in range(seeds)])
+def _of_wave(wave: int, tell: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    return lambda progress: tell(progress._replace(wave=wave))
 
 
 def _together(parts: Sequence[dict[str, np.ndarray]], back: np.ndarray) -> dict[str, np.ndarray]:

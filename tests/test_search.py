@@ -1,0 +1,174 @@
+"""Search: which trials are tried and which are stopped early."""
+
+import jax
+import numpy as np
+import pytest
+
+import lossopt_jax as lo
+from lossopt_jax.sweep import run as sweep_run
+
+TASK = lo.data.digits()
+LINEAR = lo.Model(lambda key, x: (jax.random.normal(key, (64, 10)) * 0.01, {}), lambda params, state, x, *, key, train: (x @ params, state))
+RECIPE = lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.adamw), lo.bind(lo.schedules.cosine, init=0.1, total=27))
+SPACE = {"schedule.init": lo.log_uniform(1e-3, 1e3)}
+KW = {"train": TASK.train, "evaluate": TASK.evaluate, "run": lo.Run(27, 32, chunk=1), "plan": lo.LanePlan(2, 1)}
+nan = np.nan
+
+
+class Cut(Exception):
+    pass
+
+
+def same(a, b):
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+# Rules, against tables worked by hand.
+def test_halving_keeps_the_best_third_and_counts_what_failed_as_worst():
+    rule = lo.halving(reduction=3, rungs=3)
+    assert rule.steps(90) == (10, 30)
+    out = rule.stopped(0, np.array([5.0, nan, 1.0, 3.0, np.inf, 1.0, 2.0, 9.0, 4.0]), np.zeros(9, bool))
+    assert np.flatnonzero(~out).tolist() == [2, 5, 6]
+    again = rule.stopped(1, np.array([nan, nan, 1.0, nan, nan, 1.0, 7.0, nan, nan]), out)
+    assert np.flatnonzero(~again).tolist() == [2]  # of equals the earlier
+    # Of two that can go on one has failed, and is still better than what is out.
+    out = rule.stopped(1, np.array([0.1, nan, nan, *[0.2] * 15]), np.array([True, False, False] + [True] * 15))
+    assert np.flatnonzero(~out).tolist() == [1, 2]
+    assert np.flatnonzero(~rule.stopped(0, np.full(2, nan), np.zeros(2, bool))).tolist() == [0]  # never none
+    assert lo.halving().living(64) == [64, 21, 7, 2]
+    assert lo.halving().lane_steps(27, 27) == 27 + 9 * 2 + 3 * 6 + 18
+
+
+def test_hyperband_deals_its_shares_to_brackets_that_halve_by_themselves():
+    rule = lo.hyperband(reduction=3, rungs=3)
+    brackets = rule.brackets(33)
+    assert np.bincount(brackets).tolist() == [18, 9, 6]  # 9 x 3/3 : 3 x 3/2 : 1 x 3/1 as in the paper, of 16.5
+    scores = np.arange(33.0)[::-1]
+    out = rule.stopped(0, scores, np.zeros(33, bool))
+    assert [int((~out)[brackets == b].sum()) for b in range(3)] == [6, 9, 6]
+    assert np.flatnonzero(~out & (brackets == 0)).tolist() == np.flatnonzero(brackets == 0)[-6:].tolist()
+    out = rule.stopped(1, scores, out)
+    assert [int((~out)[brackets == b].sum()) for b in range(3)] == [2, 3, 6]
+
+
+def test_asha_compares_with_all_that_have_come():
+    rule = lo.asha(reduction=2, rungs=2)
+    not_here = np.array([False] * 4 + [True] * 2)
+    assert np.flatnonzero(~rule.stopped(0, np.array([4.0, 3, 2, 1, 0, 0]), not_here)).tolist() == [2, 3]
+    assert np.flatnonzero(~rule.stopped(0, np.array([4.0, 3, 2, 1, 0, 0]), np.zeros(6, bool))).tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: lo.halving(reduction=1), "halving: reduction must be above 1, got 1"),
+        (lambda: lo.asha(rungs=1), "asha: rungs must be an integer of at least 2 .*, got 1"),
+        (lambda: lo.hyperband(rungs=5).steps(30), "hyperband: 30 steps are too few for 5 rungs"),
+    ],
+)
+def test_wrong_rules_are_named(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        wrong()
+
+
+# In a sweep.
+def expected(full, rule, seeds=1):
+    """[trials]: where `rule` stops each, from a sweep that stopped none."""
+    rungs, out = rule.steps(27), np.zeros(full.lanes // seeds, bool)
+    stopped_at = np.full(len(out), -1)
+    for k, rung in enumerate(rungs):
+        scores = full.evaluations["loss"][:, full.evaluation_steps.tolist().index(rung)].reshape(-1, seeds).mean(1)
+        after = rule.stopped(k, np.where(out, nan, scores), out)
+        stopped_at[after & ~out] = rung
+        out = after
+    return np.where(full.diverged_at.reshape(-1, seeds).max(1) >= 0, -1, stopped_at)
+
+
+def check(swept, full, rule):
+    np.testing.assert_array_equal(swept.stopped_at, expected(full, rule))
+    ran = np.where(swept.stopped_at < 0, 27, swept.stopped_at)[:, None] > np.arange(27)
+    np.testing.assert_array_equal(swept.history["loss"], np.where(ran, full.history["loss"], nan))
+    assert {row["status"] for row in swept.table()} == {"ok", "stopped", "diverged"}
+
+
+# Of two structures, some lanes diverge; every step is looked at, so that any rung can be worked out.
+TRIALS = [*lo.sample(RECIPE, SPACE, count=10).recipes,
+          *lo.sample(RECIPE._replace(optimizer=lo.bind(lo.optimizers.sgd)), SPACE, count=8).recipes,
+          RECIPE._replace(schedule=lo.bind(lo.schedules.cosine, init=nan, total=27))]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def waves_of_four():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_run, "lanes_at_once", lambda model, recipe, trials, seeds, data, plan: 4 * seeds)
+        yield
+
+
+@pytest.fixture(scope="module")
+def full(waves_of_four):
+    return lo.sweep(LINEAR, TRIALS, **KW | {"run": lo.Run(27, 32, evaluate_every=1)})
+
+
+def test_halving_is_over_all_trials_of_all_structures_and_waves(full):
+    rule = lo.halving(reduction=3, rungs=3)
+    swept = lo.sweep(LINEAR, TRIALS, stop=rule, **KW)
+    check(swept, full, rule)
+    assert (swept.stopped_at < 0).sum() == 2 + 1  # and the one that diverged at once
+    assert swept.evaluation_steps.tolist() == [3, 9, 27]
+    assert swept.lane_steps == rule.lane_steps(19, 27) - 2
+    jax.tree.map(np.testing.assert_array_equal, swept.state(best := swept.best_trial()).params, full.state(best).params)
+
+
+def test_hyperband_and_asha_in_waves(full):
+    rule = lo.hyperband(reduction=3, rungs=3)
+    check(lo.sweep(LINEAR, TRIALS, stop=rule, **KW), full, rule)
+    # Wave by wave against all that have come: hand-worked from the full sweep.
+    rule = lo.asha(reduction=3, rungs=2)
+    scores, stopped_at = full.evaluations["loss"][:, 8], np.full(19, -1)
+    order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 18], [10, 11, 12, 13], [14, 15, 16, 17]]
+    come = []
+    for wave in order:
+        come += wave
+        best = sorted(come, key=lambda i: (not np.isfinite(scores[i]), scores[i], i))[: max(1, len(come) // 3)]
+        stopped_at[[i for i in wave if i not in best]] = 9
+    stopped_at[full.diverged_at >= 0] = -1
+    np.testing.assert_array_equal(lo.sweep(LINEAR, TRIALS, stop=rule, **KW).stopped_at, stopped_at)
+
+
+def test_seeds_live_or_die_as_one_and_without_held_out_data_the_train_loss_decides():
+    run = lo.Run(27, 32, history_every=2)
+    trials = lo.sample(RECIPE, SPACE, count=6)
+    swept = lo.sweep(LINEAR, trials, train=TASK.train, run=run, seeds=2, plan=KW["plan"], stop=lo.halving(reduction=3, rungs=2))
+    loss = swept.history["loss"][:, :5].astype(np.float64)  # of steps 0, 2 ... 8, before the rung at 9
+    best = np.argsort(loss.mean(1).reshape(-1, 2).mean(1))[:2]
+    assert set(np.flatnonzero(swept.stopped_at < 0)) == {2 * best[0], 2 * best[0] + 1, 2 * best[1], 2 * best[1] + 1}
+    assert set(swept.stopped_at) == {9, -1}
+
+
+@pytest.mark.parametrize("rule", [lo.halving(reduction=3, rungs=3), pytest.param(lo.asha(reduction=3, rungs=3), marks=pytest.mark.slow)])
+def test_a_resumed_halving_is_one_that_was_never_cut(rule, waves_of_four, tmp_path):
+    whole, folder = lo.sweep(LINEAR, TRIALS, stop=rule, **KW), tmp_path / rule.name
+    cuts = 0
+    while True:
+        seen = []
+
+        def tell(progress, seen=seen, cuts=cuts):
+            seen.append(progress)
+            if sum(p.metrics["loss"].size > 0 for p in seen) > 16 + cuts:  # restored waves tell where they are
+                raise Cut
+
+        try:
+            again = lo.sweep(LINEAR, TRIALS, stop=rule, checkpoint=folder, save_every=0, on_chunk=tell, **KW)
+            break
+        except Cut:
+            cuts += 1
+    assert cuts > 2
+    same(whole.history, again.history)
+    same(whole.evaluations, again.evaluations)
+    np.testing.assert_array_equal(whole.stopped_at, again.stopped_at)
+    np.testing.assert_array_equal(whole.diverged_at, again.diverged_at)
+    for lane in range(19):
+        jax.tree.map(np.testing.assert_array_equal, whole.state(lane).params, again.state(lane).params)
+    with pytest.raises(ValueError, match=r"of another run: not the same stop$"):
+        lo.sweep(LINEAR, TRIALS, stop=lo.halving(reduction=2, rungs=3), checkpoint=tmp_path / rule.name, **KW)
