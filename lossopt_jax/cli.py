@@ -96,23 +96,28 @@ def sweep(
         experiment = configs.load(config, set_ or ())
         if experiment.trials is None:
             raise configs.ConfigError(f"{config} has no [sweep] table: it needs one with a space, or use lossopt train")
-        trials, seeds, run = experiment.trials, experiment.seeds, experiment.run
+        trials, seeds, run, stop = experiment.trials, experiment.seeds, experiment.run, experiment.stop
         lanes = len(trials) * seeds
         layout = checked_plan(configs.parse_plan(plan)) if plan else None
         if join and (out is None or overwrite):
             raise configs.ConfigError("--join needs the --out that all processes share, without --overwrite")
+        if join and stop is not None:
+            raise configs.ConfigError("--join cannot stop trials early, since each process sees its own only: leave out [sweep.stop]")
         place = _claimed(experiment, out, resume=resume, overwrite=overwrite, join=join)
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
         data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
         layout = layout or plan_lanes(experiment.model, trials, **data)
         typer.echo(layout)
+        if stop is not None:
+            typer.echo(f"stopped early by {stop.told(len(trials), run.steps)}")
+        lane_steps = None if stop is None else seeds * stop.lane_steps(len(trials), run.steps)
         data |= {"plan": layout, "checkpoint": place / folder.STATE, "save_every": save_every}
-        with progress.progress(run.steps, lanes, quiet=quiet) as tell:
+        with progress.progress(run.steps, lanes, quiet=quiet, lane_steps=lane_steps) as tell:
             if join:
                 work(experiment.model, trials, **data, on_chunk=[tell, stop_if_interrupted])
             else:
-                swept = sweep(experiment.model, trials, **data, on_chunk=[tell, stop_if_interrupted])
+                swept = sweep(experiment.model, trials, **data, stop=stop, on_chunk=[tell, stop_if_interrupted])
         with _the_one_to_write(place, experiment) if join else nullcontext(True) as here:
             if here:
                 swept = sweep(experiment.model, trials, **data) if join else swept

@@ -17,7 +17,7 @@ from . import data, losses, models, optimizers, schedules
 from .domains import DECAY, domain_of
 from .models import Model, from_linen
 from .recipe import REQUIRED, Bound, Recipe, bind, nearest, numbers, parameters
-from .sweep import LanePlan, Trials, choice, grid, int_uniform, log_uniform, sample, uniform
+from .sweep import LanePlan, Stop, Trials, asha, choice, grid, halving, hyperband, int_uniform, log_uniform, sample, uniform
 from .sweep.spaces import Distribution
 from .train import Run
 
@@ -28,6 +28,9 @@ DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
     "int_uniform": int_uniform,
     "choice": lambda *values: choice(values),
 }
+
+
+STOPS: dict[str, Callable[..., Stop]] = {"halving": halving, "hyperband": hyperband, "asha": asha}
 
 
 class ConfigError(ValueError):
@@ -45,6 +48,7 @@ class Experiment:
     run: Run
     trials: Trials | None
     seeds: int
+    stop: Stop | None
     resolved: dict[str, Any]
 
     def resolved_with(self, recipe: Recipe) -> dict[str, Any]:
@@ -93,7 +97,9 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     recipe = Recipe(**parts, clip_norm=None if clip_norm is None else np.float32(_number(clip_norm, "clip_norm", "clip_norm")))
     _check_warmup({path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0})
     model, module = _model(config.get("model", {}), task)
-    trials, seeds, drawn = _trials(config["sweep"], recipe) if "sweep" in config else (None, 1, None)
+    swept = config.get("sweep")
+    trials, seeds, drawn = _trials(swept, recipe) if swept is not None else (None, 1, None)
+    stop = None if swept is None or "stop" not in swept else _stop(swept["stop"], run)
     resolved: dict[str, Any] = {"name": name}
     if clip_norm is not None:
         resolved["clip_norm"] = clip_norm
@@ -101,8 +107,8 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     resolved |= {key: _plain(bound) for key, bound in parts.items()}
     resolved["run"] = {key: value for key, value in dataclasses.asdict(run).items() if value is not None}
     if drawn is not None:
-        resolved["sweep"] = drawn
-    return Experiment(name, task, model, recipe, run, trials, seeds, resolved)
+        resolved["sweep"] = drawn if stop is None else drawn | {"stop": stop._asdict()}
+    return Experiment(name, task, model, recipe, run, trials, seeds, stop, resolved)
 
 
 def parse_plan(text: str) -> LanePlan:
@@ -272,13 +278,15 @@ def _check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
 
 
 def _trials(table: Mapping[str, Any], recipe: Recipe) -> tuple[Trials, int, dict[str, Any]]:
-    _known(table, ("space", "count", "seeds", "seed", "sampler"), "[sweep]")
+    _known(table, ("space", "count", "seeds", "seed", "sampler", "stop"), "[sweep]")
     space = _space(table.get("space", {}), recipe)
     if not space:
         raise ConfigError("sweep.space is empty: name a number to sweep, such as schedule.peak = { log_uniform = [1e-5, 1.0] }")
     known = {path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0}
     _check_warmup(known | {path: (d.low, d.high) for path, d in space.items()})
-    drawn: dict[str, Any] = {"count": 64, "seeds": 1, "seed": 0, "sampler": "sobol"} | {k: v for k, v in table.items() if k != "space"}
+    drawn: dict[str, Any] = {"count": 64, "seeds": 1, "seed": 0, "sampler": "sobol"} | {
+        k: v for k, v in table.items() if k not in ("space", "stop")
+    }
     for key, least in (("count", 1), ("seeds", 1), ("seed", 0)):
         if isinstance(drawn[key], bool) or not isinstance(drawn[key], int) or drawn[key] < least:
             raise ConfigError(f"sweep.{key} must be an integer of at least {least}, got {drawn[key]!r}")
@@ -294,6 +302,22 @@ def _trials(table: Mapping[str, Any], recipe: Recipe) -> tuple[Trials, int, dict
         trials = sample(recipe, space, count=drawn["count"], seed=drawn["seed"])
     plain = {path: {d.kind: list(d.values) if d.kind == "choice" else [d.low, d.high]} for path, d in space.items()}
     return trials, drawn["seeds"], drawn | {"space": plain}
+
+
+def _stop(table: Any, run: Run) -> Stop:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f'sweep.stop must be a table such as {{ name = "halving" }}, got {table!r}')
+    rule = STOPS[_choice(table, list(STOPS), "sweep.stop")]
+    given = {key: value for key, value in table.items() if key != "name"}
+    _known(given, ("reduction", "rungs"), "[sweep.stop]")
+    for key, value in given.items():
+        _number(value, f"sweep.stop.{key}", key)
+    try:
+        stop = rule(**given)
+        stop.steps(run.steps)
+    except ValueError as error:
+        raise ConfigError(f"sweep.stop: {error}") from None
+    return stop
 
 
 def _space(table: Mapping[str, Any], recipe: Recipe, prefix: str = "") -> dict[str, Distribution]:

@@ -318,11 +318,11 @@ def told(chunks, steps, lanes, **options):
     return file.getvalue()
 
 
-def chunk(step, loss, held_out=None):
+def chunk(step, loss, held_out=None, wave=0):
     loss = np.asarray(loss)
     evaluation = None if held_out is None else {"loss": held_out}
     diverged_at = np.where(np.isfinite(loss).all(-1), -1, step)
-    return Progress(step, {"loss": loss}, evaluation, diverged_at, np.full_like(diverged_at, -1), None)
+    return Progress(step, {"loss": loss}, evaluation, diverged_at, np.full_like(diverged_at, -1), None, wave)
 
 
 def test_plain_lines_tell_steps_rate_best_and_diverged(swept):
@@ -347,7 +347,7 @@ def test_quiet_and_long_runs_are_ten_plain_lines(terminal):
 
 def test_structures_run_one_after_another():
     # Four lanes, which all diverge in the first chunk, then two.
-    chunks = [chunk(50, np.full((4, 50), NAN)), chunk(50, np.ones((2, 50))), chunk(100, np.full((2, 50), 0.5))]
+    chunks = [chunk(50, np.full((4, 50), NAN)), chunk(50, np.ones((2, 50)), wave=1), chunk(100, np.full((2, 50), 0.5), wave=1)]
     for groups in ((4, 2), ()):
         lines = told(chunks, 100, 6, groups=groups).splitlines()
         of = "/2" if groups else ""
@@ -356,6 +356,17 @@ def test_structures_run_one_after_another():
         assert re.fullmatch(rf"step 100/100 of structure 2{of}  \S+ lane-steps/s  best loss 0.5  4 of 6 diverged", lines[2])
     live = told(chunks, 100, 6, groups=(4, 2), terminal=True)
     assert "compiling" in live
+
+
+def test_stopped_lanes_are_told_and_shorten_what_is_left():
+    """Of two waves in turn, 4 lanes of which one goes on and 2 that both end."""
+    stopped = [np.array([10, 10, 10, -1]), np.array([10, 10])]
+    chunks = [chunk(10, np.ones((n, 10)), wave=w) for w, n in enumerate((4, 2))]
+    chunks.append(chunk(100, np.ones((4, 90)))._replace(stopped_at=stopped[0]))
+    lines = told(chunks, 100, 6, lane_steps=150).splitlines()
+    assert lines[-1].startswith("step 100/100  ")
+    assert lines[-1].endswith("best loss 1  3 stopped")
+    assert len(lines) == 3
 
 
 def test_runs_without_steps_or_metrics_are_told():

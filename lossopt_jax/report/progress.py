@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.progress
@@ -17,16 +17,23 @@ LINES = 10
 
 @contextmanager
 def progress(
-    steps: int, lanes: int, *, quiet: bool = False, console: Console | None = None, groups: Sequence[int] = ()
+    steps: int,
+    lanes: int,
+    *,
+    quiet: bool = False,
+    console: Console | None = None,
+    groups: Sequence[int] = (),
+    lane_steps: int | None = None,
 ) -> Iterator[Callable[[Any], None]]:
-    """A callback for `on_chunk` that shows steps, lane-steps a second, the best loss so far, lanes diverged and the time left.
+    """A callback for `on_chunk` that shows steps, lane-steps a second, the best loss so far, lanes stopped and diverged, the time left.
 
     The best loss is the least mean of a lane over one chunk. On a terminal a live bar, which is gone when the run is over;
     else, or with `quiet`, about ten plain lines a run.
     groups: lanes of each structure, in the order they run; without it their number is found out as they come.
+    lane_steps: how many are to be expected where lanes are stopped early.
     """
     console = console or Console()
-    tally = _Tally(steps, lanes, groups)
+    tally = _Tally(steps, lanes, groups, lane_steps)
     if quiet or not console.is_terminal or console.is_dumb_terminal:
         shown = -1
 
@@ -73,41 +80,44 @@ class _Bar(rich.progress.Progress):
                 yield Text(f"  {task.fields['facts']}", no_wrap=True, overflow="ellipsis")
 
 
-class _Tally:
-    """Running totals over chunks, of one structure after another.
+class _Wave(NamedTuple):
+    """What is known of lanes that run together. done: their lane-steps so far."""
 
-    share: of all lane-steps, how many are done. over: whether the lanes that ran are all through or diverged.
+    step: int = 0
+    lanes: int = 0
+    done: int = 0
+    diverged: int = 0
+    stopped: int = 0
+
+
+class _Tally:
+    """Running totals over chunks, of one wave after another or of several in turn.
+
+    share: of all lane-steps, how many are done. over: whether the lanes that ran are all through, stopped or diverged.
     """
 
-    def __init__(self, steps: int, lanes: int, groups: Sequence[int] = ()):
+    def __init__(self, steps: int, lanes: int, groups: Sequence[int] = (), lane_steps: int | None = None):
         self.steps, self.lanes, self.groups = steps, sum(groups) or lanes, tuple(groups)
+        self.total = lane_steps or steps * self.lanes
         self.best = self.held_out = float("nan")
         self.over = False
-        self._structure = 0
-        self._step = 0
-        self._width = 0  # lanes of the structure that runs
-        self._diverged = 0
-        self._behind = 0  # lanes of the structures that are through
-        self._behind_diverged = 0
-        self._timed = (0, 0.0)  # lane-steps and seconds of all chunks but the first of a structure, which holds its compiling
-        self._last: float | None = None
+        self._waves: dict[int, _Wave] = {}
+        self._now = 0  # the wave that runs
+        self._timed = (0, 0.0)  # lane-steps and seconds of all chunks but the first of a wave, which holds its compiling
+        self._last = 0.0
 
     def add(self, chunk: Any) -> None:
-        now = time.perf_counter()
-        loss = np.atleast_2d(chunk.metrics["loss"])
-        first = self._last is None or chunk.step <= self._step
-        if self._last is not None and first:
-            self._structure += 1
-            self._behind += self._width
-            self._behind_diverged += self._diverged
-            self._step = 0
-        self._width = len(loss)
-        if not first and self._last is not None:
-            self._timed = (self._timed[0] + (chunk.step - self._step) * len(loss), self._timed[1] + now - self._last)
-        self._step, self._last = chunk.step, now
-        self._diverged = int((np.atleast_1d(chunk.diverged_at) >= 0).sum())
+        now, loss = time.perf_counter(), np.atleast_2d(chunk.metrics["loss"])
+        before = self._waves.get(chunk.wave, _Wave())
         stopped = int((np.atleast_1d(chunk.stopped_at) >= 0).sum())
-        self.over = self._step >= self.steps or self._diverged + stopped == len(loss)
+        ran = (chunk.step - before.step) * (len(loss) - stopped)
+        if chunk.wave in self._waves:
+            self._timed = (self._timed[0] + ran, self._timed[1] + now - self._last)
+        diverged = int((np.atleast_1d(chunk.diverged_at) >= 0).sum())
+        self.over = chunk.step >= self.steps or diverged + stopped == len(loss)
+        done = before.done + ran + (self.over and not stopped) * (self.steps - chunk.step) * len(loss)
+        self._waves[chunk.wave] = _Wave(chunk.step, len(loss), done, diverged, stopped)
+        self._now, self._last = chunk.wave, now
         finite = loss[np.isfinite(loss).all(1)] if loss.shape[1] else loss[:0]
         if finite.size:
             self.best = float(np.fmin(self.best, finite.mean(1).min()))
@@ -117,21 +127,19 @@ class _Tally:
 
     @property
     def share(self) -> float:
-        total = self.steps * self.lanes
-        done = self._behind * self.steps + (self.steps if self.over else self._step) * self._width
-        return min(1.0, done / total) if total else 1.0
+        return min(1.0, sum(wave.done for wave in self._waves.values()) / self.total) if self.total else 1.0
 
     @property
     def between(self) -> bool:
-        """Whether a structure is through and another is still to come."""
-        return self.over and self._behind + self._width < self.lanes
+        """Whether a wave is through and another is still to come."""
+        return self.over and sum(wave.lanes for wave in self._waves.values()) < self.lanes
 
     @property
     def place(self) -> str:
-        step = f"step {self._step}/{self.steps}"
+        step = f"step {self._waves[self._now].step}/{self.steps}"
         if len(self.groups) > 1:
-            return f"{step} of structure {self._structure + 1}/{len(self.groups)}"
-        return f"{step} of structure {self._structure + 1}" if self._structure else step
+            return f"{step} of structure {self._now + 1}/{len(self.groups)}"
+        return f"{step} of structure {self._now + 1}" if self._now else step
 
     @property
     def rate(self) -> float | None:
@@ -140,11 +148,11 @@ class _Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        return None if self.rate is None or self.share >= 1 else (1 - self.share) * self.steps * self.lanes / self.rate
+        return None if self.rate is None or self.share >= 1 else (1 - self.share) * self.total / self.rate
 
     @property
     def facts(self) -> list[str]:
-        diverged = self._behind_diverged + self._diverged
+        diverged, stopped = (sum(getattr(wave, what) for wave in self._waves.values()) for what in ("diverged", "stopped"))
         facts = []
         if self.rate is not None:
             facts.append(f"{_count(self.rate)} {'lane-steps' if self.lanes > 1 else 'steps'}/s")
@@ -152,6 +160,8 @@ class _Tally:
             facts.append(f"best loss {self.best:.3g}")
         if np.isfinite(self.held_out):
             facts.append(f"held-out {self.held_out:.3g}")
+        if stopped:
+            facts.append(f"{stopped} stopped")
         if diverged:
             facts.append(f"{diverged} of {self.lanes} diverged" if self.lanes > 1 else "diverged")
         return facts

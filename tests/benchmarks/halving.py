@@ -39,9 +39,7 @@ def main(rounds: int) -> None:
             ratios.append(halved[-1] / (runs[1].lane_steps * steady[-1]))
         full, wall = statistics.median(steady[1:]), statistics.median(halved[1:])
         print(rule.told(trials, steps))
-        print(
-            f"  steady {full * 1e6:.1f} us a lane-step, {full * trials * steps:.2f} s for all; halving {wall:.3f} s"
-        )
+        print(f"  steady {full * 1e6:.1f} us a lane-step, {full * trials * steps:.2f} s for all; halving {wall:.3f} s")
         print(f"  {statistics.median(ratios[1:]):.2f} times the ideal {runs[1].lane_steps * full:.3f} s (goal {GOAL})", flush=True)
 
 
