@@ -91,7 +91,7 @@ def sweep(
         _prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
-        from .sweep import checked_plan, plan_lanes, sweep, work
+        from .sweep import by_structure, checked_plan, plan_lanes, sweep, work
 
         experiment = configs.load(config, set_ or ())
         if experiment.trials is None:
@@ -109,6 +109,9 @@ def sweep(
         data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
         layout = layout or plan_lanes(experiment.model, trials, **data)
         typer.echo(layout)
+        groups = by_structure(trials.recipes)
+        if len(groups) > 1:
+            results.show_structures([(trials.labels(group[0]), len(group), seeds * len(group)) for group in groups])
         if stop is not None:
             typer.echo(f"stopped early by {stop.told(len(trials), run.steps)}")
         lane_steps = None if stop is None else seeds * stop.lane_steps(len(trials), run.steps)

@@ -17,8 +17,24 @@ from . import data, losses, models, optimizers, schedules
 from .domains import DECAY, domain_of
 from .models import Model, from_linen
 from .recipe import REQUIRED, Bound, Recipe, bind, nearest, numbers, parameters
-from .sweep import LanePlan, Stop, Trials, asha, choice, grid, halving, hyperband, int_uniform, log_uniform, sample, uniform
-from .sweep.spaces import Distribution
+from .sweep import (
+    LanePlan,
+    Stop,
+    Trials,
+    asha,
+    choice,
+    fixed,
+    grid,
+    halving,
+    hyperband,
+    int_uniform,
+    log_uniform,
+    normal,
+    sample,
+    samplers,
+    uniform,
+)
+from .sweep.spaces import Distribution, Parts, Variant
 from .train import Run
 
 TABLES = ("data", "model", "loss", "optimizer", "schedule", "run", "sweep")
@@ -27,7 +43,10 @@ DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
     "log_uniform": log_uniform,
     "int_uniform": int_uniform,
     "choice": lambda *values: choice(values),
+    "normal": normal,
+    "fixed": fixed,
 }
+ROOMS = {"loss": losses, "optimizer": optimizers, "schedule": schedules}
 
 
 STOPS: dict[str, Callable[..., Stop]] = {"halving": halving, "hyperband": hyperband, "asha": asha}
@@ -98,7 +117,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     _check_warmup({path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0})
     model, module = _model(config.get("model", {}), task)
     swept = config.get("sweep")
-    trials, seeds, drawn = _trials(swept, recipe) if swept is not None else (None, 1, None)
+    trials, seeds, drawn = _trials(swept, recipe, run) if swept is not None else (None, 1, None)
     stop = None if swept is None or "stop" not in swept else _stop(swept["stop"], run)
     resolved: dict[str, Any] = {"name": name}
     if clip_norm is not None:
@@ -277,31 +296,42 @@ def _check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
             raise ConfigError(f"{path} must be at most {path.removesuffix('warmup')}total ({total[0]:g}), got {longest:g}")
 
 
-def _trials(table: Mapping[str, Any], recipe: Recipe) -> tuple[Trials, int, dict[str, Any]]:
+def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run) -> tuple[Trials, int, dict[str, Any]]:
     _known(table, ("space", "count", "seeds", "seed", "sampler", "stop"), "[sweep]")
-    space = _space(table.get("space", {}), recipe)
+    space = _space(table.get("space", {}), recipe, run)
     if not space:
         raise ConfigError("sweep.space is empty: name a number to sweep, such as schedule.peak = { log_uniform = [1e-5, 1.0] }")
     known = {path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0}
-    _check_warmup(known | {path: (d.low, d.high) for path, d in space.items()})
+    _check_warmup(known | {path: (d.low, d.high) for path, d in space.items() if isinstance(d, Distribution)})
+    for path, part in [(path, part) for path, parts in space.items() if isinstance(parts, Parts) for part in parts.variants]:
+        known = {f"{path}.{name}": (float(v), float(v)) for name, v in numbers(part.bound).items() if np.ndim(v) == 0}
+        _check_warmup(known | {f"{path}.{name}": (d.low, d.high) for name, d in part.space.items()})
     drawn: dict[str, Any] = {"count": 64, "seeds": 1, "seed": 0, "sampler": "sobol"} | {
         k: v for k, v in table.items() if k not in ("space", "stop")
     }
     for key, least in (("count", 1), ("seeds", 1), ("seed", 0)):
         if isinstance(drawn[key], bool) or not isinstance(drawn[key], int) or drawn[key] < least:
             raise ConfigError(f"sweep.{key} must be an integer of at least {least}, got {drawn[key]!r}")
-    if drawn["sampler"] not in ("sobol", "grid"):
-        raise ConfigError(f"sweep.sampler must be sobol or grid, got {drawn['sampler']!r}")
+    if drawn["sampler"] not in (*samplers.__all__, "grid"):
+        raise ConfigError(f"sweep.sampler must be {', '.join(samplers.__all__)} or grid, got {drawn['sampler']!r}")
     if drawn["sampler"] == "grid":
-        for path, distribution in space.items():
-            if distribution.kind != "choice":
-                raise ConfigError(f"sweep.space.{path} must be a choice when sweep.sampler is grid, got {distribution.kind}")
-        trials = grid(recipe, {path: d.values for path, d in space.items()})
+        for path, what in space.items():
+            ranges = [what] if isinstance(what, Distribution) else [d for part in what.variants for d in part.space.values()]
+            if wrong := [d.kind for d in ranges if isinstance(what, Parts) or d.kind != "choice"]:
+                raise ConfigError(f"sweep.space.{path} must be a choice when sweep.sampler is grid, got {wrong[0]}")
+        trials = grid(recipe, {path: d.values if isinstance(d, Distribution) else d.variants for path, d in space.items()})
         drawn.pop("count")
     else:
-        trials = sample(recipe, space, count=drawn["count"], seed=drawn["seed"])
-    plain = {path: {d.kind: list(d.values) if d.kind == "choice" else [d.low, d.high]} for path, d in space.items()}
-    return trials, drawn["seeds"], drawn | {"space": plain}
+        trials = sample(recipe, space, count=drawn["count"], seed=drawn["seed"], sampler=getattr(samplers, drawn["sampler"]))
+    return trials, drawn["seeds"], drawn | {"space": {path: _plain_space(what) for path, what in space.items()}}
+
+
+def _plain_space(what: Distribution | Parts) -> Any:
+    if isinstance(what, Distribution):
+        return {what.kind: what.arguments}
+    # The swept ones in the order in which they are drawn.
+    kept = [{name: v for name, v in _plain(part.bound).items() if name not in part.space} for part in what.variants]
+    return [table | {name: _plain_space(d) for name, d in part.space.items()} for table, part in zip(kept, what.variants, strict=True)]
 
 
 def _stop(table: Any, run: Run) -> Stop:
@@ -320,33 +350,57 @@ def _stop(table: Any, run: Run) -> Stop:
     return stop
 
 
-def _space(table: Mapping[str, Any], recipe: Recipe, prefix: str = "") -> dict[str, Distribution]:
+def _space(table: Mapping[str, Any], recipe: Recipe, run: Run, prefix: str = "") -> dict[str, Distribution | Parts]:
     if not isinstance(table, Mapping):
         raise ConfigError(f"sweep.space must be a table, got {table!r}")
-    space: dict[str, Distribution] = {}
+    space: dict[str, Distribution | Parts] = {}
     known = numbers(recipe)
     for key, value in table.items():
         path, where = prefix + key, f"sweep.space.{prefix}{key}"
+        if path in ROOMS and isinstance(value, list):
+            space[path] = choice([_variant(part, path, f"{where}[{i}]", run) for i, part in enumerate(value)])
+            continue
         if isinstance(value, Mapping) and not set(value) & set(DISTRIBUTIONS) and path not in known:
-            space |= _space(value, recipe, f"{path}.")  # [sweep.space] schedule.peak = {...} nests where "schedule.peak" does not
+            space |= _space(value, recipe, run, f"{path}.")  # [sweep.space] schedule.peak = {...} nests where "schedule.peak" does not
             continue
         if path not in known:
             raise ConfigError(f"{where}: the recipe has no number {path!r}; {nearest(path, known)}")
-        if not isinstance(value, Mapping) or len(value) != 1 or not set(value) <= set(DISTRIBUTIONS):
-            raise ConfigError(
-                f"{where} must be a distribution such as {{ log_uniform = [1e-5, 1.0] }}, got {value!r}; {nearest('', DISTRIBUTIONS)}"
-            )
-        ((kind, ends),) = value.items()
-        if not isinstance(ends, list) or (kind != "choice" and len(ends) != 2) or not ends:
-            raise ConfigError(
-                f"{where}.{kind} must be a list of {'numbers' if kind == 'choice' else 'two numbers, low and high'}, got {ends!r}"
-            )
-        ends = [_number(end, where, path.rpartition(".")[2]) for end in ends]
-        try:
-            space[path] = DISTRIBUTIONS[kind](*ends)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from None
+        space[path] = _distribution(value, where, path.rpartition(".")[2])
     return space
+
+
+def _variant(table: Any, part: str, where: str, run: Run) -> Variant:
+    """A part to choose, as a table of its kind; some of its numbers may be distributions."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f'{where} must be a table such as {{ name = "adamw" }}, got {table!r}')
+    swept = {key: value for key, value in table.items() if isinstance(value, Mapping) and set(value) & set(DISTRIBUTIONS)}
+    space = {key: _distribution(value, f"sweep.space.{part}.{key}", key) for key, value in swept.items()}
+    middle = {key: float(distribution.quantile(np.array(0.5))) for key, distribution in space.items()}
+    bound = _bound({**table, **middle}, ROOMS[part], where, run)
+    if flags := [key for key in space if key not in bound.hparams]:
+        raise ConfigError(f"{where}.{flags[0]} is not a number, so it cannot be swept; list the part once for each of its values")
+    return Variant(bound, space)
+
+
+def _distribution(value: Any, where: str, key: str) -> Distribution:
+    if not isinstance(value, Mapping) or len(value) != 1 or not set(value) <= set(DISTRIBUTIONS):
+        raise ConfigError(
+            f"{where} must be a distribution such as {{ log_uniform = [1e-5, 1.0] }}, got {value!r}; {nearest('', DISTRIBUTIONS)}"
+        )
+    ((kind, given),) = value.items()
+    given = [given] if kind == "fixed" and not isinstance(given, list) else given
+    count, what = {"choice": (None, "numbers"), "fixed": (1, "one number"), "normal": (2, "two numbers, mean and standard deviation")}.get(
+        kind, (2, "two numbers, low and high")
+    )
+    if not isinstance(given, list) or not given or len(given) != (count or len(given)):
+        raise ConfigError(f"{where}.{kind} must be a list of {what}, got {given!r}")
+    try:
+        distribution = DISTRIBUTIONS[kind](*[_number(v, where, key if kind != "normal" else "") for v in given])
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{where}: {error}") from None
+    for end in (distribution.low, distribution.high):
+        _number(end, where, key)
+    return distribution
 
 
 def tables_of(recipe: Recipe) -> dict[str, Any]:

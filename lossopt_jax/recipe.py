@@ -8,7 +8,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from ._types import PyTree, Scalar, Vector
 
 REQUIRED = inspect.Parameter.empty
+Tree = TypeVar("Tree")
 
 
 class Bound:
@@ -259,8 +260,8 @@ def numbers(recipe: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def with_numbers(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe with the numbers at some dotted paths replaced; a path that is not there is a KeyError naming those near."""
+def with_numbers(recipe: Tree, values: Mapping[str, Any]) -> Tree:
+    """The recipe, or a part, with the numbers at dotted paths replaced; a path that is not there is a KeyError naming those near."""
     known = numbers(recipe)
     for path in values:
         if path not in known:

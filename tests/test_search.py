@@ -1,5 +1,7 @@
 """Search: which trials are tried and which are stopped early."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ TASK = lo.data.digits()
 LINEAR = lo.Model(lambda key, x: (jax.random.normal(key, (64, 10)) * 0.01, {}), lambda params, state, x, *, key, train: (x @ params, state))
 RECIPE = lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.adamw), lo.bind(lo.schedules.cosine, init=0.1, total=27))
 SPACE = {"schedule.init": lo.log_uniform(1e-3, 1e3)}
-KW = {"train": TASK.train, "evaluate": TASK.evaluate, "run": lo.Run(27, 32, chunk=1), "plan": lo.LanePlan(2, 1)}
+KW = {"train": TASK.train, "evaluate": TASK.evaluate, "run": lo.Run(27, 32, chunk=3), "plan": lo.LanePlan(2, 1)}
 nan = np.nan
 
 
@@ -107,7 +109,7 @@ def waves_of_four():
 
 @pytest.fixture(scope="module")
 def full(waves_of_four):
-    return lo.sweep(LINEAR, TRIALS, **KW | {"run": lo.Run(27, 32, evaluate_every=1)})
+    return lo.sweep(LINEAR, TRIALS, **KW | {"run": lo.Run(27, 32, evaluate_every=3)})
 
 
 def test_halving_is_over_all_trials_of_all_structures_and_waves(full):
@@ -125,7 +127,7 @@ def test_hyperband_and_asha_in_waves(full):
     check(lo.sweep(LINEAR, TRIALS, stop=rule, **KW), full, rule)
     # Wave by wave against all that have come: hand-worked from the full sweep.
     rule = lo.asha(reduction=3, rungs=2)
-    scores, stopped_at = full.evaluations["loss"][:, 8], np.full(19, -1)
+    scores, stopped_at = full.evaluations["loss"][:, 2], np.full(19, -1)
     order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 18], [10, 11, 12, 13], [14, 15, 16, 17]]
     come = []
     for wave in order:
@@ -155,7 +157,7 @@ def test_a_resumed_halving_is_one_that_was_never_cut(rule, waves_of_four, tmp_pa
 
         def tell(progress, seen=seen, cuts=cuts):
             seen.append(progress)
-            if sum(p.metrics["loss"].size > 0 for p in seen) > 16 + cuts:  # restored waves tell where they are
+            if sum(p.metrics["loss"].size > 0 for p in seen) > 6 + cuts:  # restored waves tell where they are
                 raise Cut
 
         try:
@@ -172,3 +174,158 @@ def test_a_resumed_halving_is_one_that_was_never_cut(rule, waves_of_four, tmp_pa
         jax.tree.map(np.testing.assert_array_equal, whole.state(lane).params, again.state(lane).params)
     with pytest.raises(ValueError, match=r"of another run: not the same stop$"):
         lo.sweep(LINEAR, TRIALS, stop=lo.halving(reduction=2, rungs=3), checkpoint=tmp_path / rule.name, **KW)
+
+
+# Spaces and samplers.
+FAMILIES = {
+    "schedule.init": lo.log_uniform(1e-4, 1e-1),
+    "optimizer": lo.choice(
+        [
+            lo.bind(lo.optimizers.sgd),
+            lo.variant(lo.optimizers.adamw, weight_decay=lo.log_uniform(1e-5, 1e-1), b1=0.8),
+            lo.variant(lo.optimizers.adamw, mask=lo.optimizers.decay_matrices_only, weight_decay=lo.fixed(0.5)),
+        ]
+    ),
+}
+
+
+def test_a_parts_own_numbers_exist_only_for_it():
+    trials = lo.sample(RECIPE, FAMILIES, count=24)
+    assert list(trials.space) == ["schedule.init", "optimizer", "adamw.weight_decay", "adamw-2.weight_decay"]
+    rows = [trials.values(i) for i in range(24)]
+    assert min(sum(row["optimizer"] == label for row in rows) for label in ("sgd", "adamw", "adamw-2")) >= 7
+    for row, recipe in zip(rows, trials.recipes, strict=True):
+        own = {"sgd": nan, "adamw": row["adamw.weight_decay"], "adamw-2": 0.5}[row["optimizer"]]
+        assert np.isnan(row["adamw.weight_decay"]) == (row["optimizer"] != "adamw")
+        assert np.isnan(row["adamw-2.weight_decay"]) == (row["optimizer"] != "adamw-2")
+        if row["optimizer"] == "sgd":
+            assert recipe.optimizer.fn is lo.optimizers.sgd
+        else:
+            assert recipe.optimizer.hparams["weight_decay"] == np.float32(own)
+        assert recipe.schedule.hparams["init"] == np.float32(row["schedule.init"])
+    assert trials.recipes[[row["optimizer"] for row in rows].index("adamw")].optimizer.hparams["b1"] == np.float32(0.8)
+
+
+def test_a_sweep_of_parts_is_ranked_and_said():
+    import io
+
+    from rich.console import Console
+
+    from lossopt_jax.report import plots, results
+
+    swept = lo.sweep(LINEAR, lo.sample(RECIPE, FAMILIES, count=9), stop=lo.halving(reduction=3, rungs=2), **KW)
+    assert set(swept.importance()) == set(swept.trials.space)
+    assert set(swept.edges()) <= set(swept.trials.space) - {"optimizer"}
+    console = Console(file=io.StringIO(), width=100)
+    results.show_sweep(swept, console)
+    text = console.file.getvalue()
+    assert "6 stopped early" in text
+    assert re.search(r"optimizer: the best is (\S+), one of sgd, adamw, adamw-2\n", text)[1] == swept.table()[0]["optimizer"]
+    plots.sweep_figure(swept.table(), swept.trials.space)
+
+
+def test_samplers_and_distributions_stay_inside_cover_and_repeat():
+    space = {"schedule.init": lo.normal(0.5, 0.1), "optimizer.b1": lo.fixed(0.7)}
+    for sampler in (lo.samplers.sobol, lo.samplers.halton, lo.samplers.random):
+        trials = [lo.sample(RECIPE, space, count=100, seed=seed, sampler=sampler) for seed in (3, 3, 4)]
+        values = np.array([[t.values(i)["schedule.init"] for i in range(100)] for t in trials])
+        np.testing.assert_array_equal(values[0], values[1])
+        assert (values[0] != values[2]).any()
+        assert (abs(values - 0.5) < 0.3).all()
+        assert abs(values.mean(1) - 0.5).max() < 0.03
+        assert abs(values.std(1) - 0.1).max() < 0.03
+        assert trials[0].values(7)["optimizer.b1"] == np.float32(0.7)
+    # Even: of 64 Sobol points each of 8 x 8 boxes has one; of 27 Halton points each of 3 x 9 equal parts of the second axis three.
+    boxes = (lo.samplers.sobol(64, 2, 0) * 8).astype(int) @ [8, 1]
+    assert sorted(boxes) == list(range(64))
+    assert np.bincount((lo.samplers.halton(27, 2, 0)[:, 1] * 9).astype(int)).tolist() == [3] * 9
+
+
+def test_a_grid_of_parts():
+    trials = lo.grid(RECIPE, {"optimizer": [lo.bind(lo.optimizers.sgd), lo.bind(lo.optimizers.adam)], "schedule.init": [0.1, 0.2]})
+    assert [(v["optimizer"], round(v["schedule.init"], 6)) for v in map(trials.values, range(4))] == [
+        ("sgd", 0.1), ("sgd", 0.2), ("adam", 0.1), ("adam", 0.2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (lambda: lo.normal(0, 0), ValueError, "normal: mean must be finite and std finite and above 0, got mean 0 and std 0"),
+        (lambda: lo.choice([lo.bind(lo.optimizers.sgd), 0.1]), TypeError, r"each must be a lo.bind\(...\) or lo.variant\(...\), got 0.1"),
+        (lambda: lo.variant(lo.optimizers.adamw, nesterov=lo.uniform(0, 1)), TypeError, "has no parameter 'nesterov'"),
+        (lambda: lo.sample(RECIPE, {**FAMILIES, "optimizer.b1": lo.fixed(0.9)}, count=1), ValueError, "'optimizer.b1' is of a part"),
+        (lambda: lo.sample(RECIPE, {"clip_norm": FAMILIES["optimizer"]}, count=1), KeyError, "for loss, optimizer or schedule"),
+        (lambda: lo.grid(RECIPE, {"optimizer": [FAMILIES["optimizer"].variants[1]]}), TypeError, "must be bound to numbers"),
+    ],
+)
+def test_wrong_parts_are_named(wrong, error, words):
+    with pytest.raises(error, match=words):
+        wrong()
+
+
+CONFIG = {
+    "name": "families",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp"},
+    "loss": {"name": "cross_entropy"},
+    "optimizer": {"name": "adamw"},
+    "schedule": {"name": "warmup_cosine", "peak": 0.01, "warmup": 5},
+    "run": {"steps": 81},
+    "sweep": {
+        "count": 12,
+        "sampler": "halton",
+        "stop": {"name": "hyperband", "rungs": 3},
+        "space": {
+            "schedule": {"peak": {"normal": [0.1, 0.01]}},
+            "optimizer": [
+                {"name": "adamw", "weight_decay": {"log_uniform": [1e-5, 0.1]}, "b2": {"fixed": 0.99}},
+                {"name": "adamw", "mask": "decay_matrices_only"},
+                {"name": "momentum", "beta": {"choice": [0.8, 0.9]}},
+            ],
+        },
+    },
+}
+
+
+def config(**sweep):
+    from lossopt_jax.config import experiment
+
+    return experiment(CONFIG | {"sweep": CONFIG["sweep"] | sweep})
+
+
+def test_a_config_says_the_same_and_reproduces_itself():
+    import tomllib
+
+    import tomli_w
+
+    from lossopt_jax.config import experiment
+
+    first = config()
+    assert list(first.trials.space) == ["schedule.peak", "optimizer", "adamw.weight_decay", "adamw.b2", "momentum.beta"]
+    assert first.stop == lo.hyperband(rungs=3)
+    again = experiment(tomllib.loads(tomli_w.dumps(first.resolved)))
+    assert again.resolved == first.resolved
+    assert all(a == b for a, b in zip(first.trials.recipes, again.trials.recipes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({"stop": "halving"}, r"sweep.stop must be a table such as { name = \"halving\" }, got 'halving'"),
+        ({"stop": {"name": "halfing"}}, "sweep.stop.name = 'halfing' is unknown; did you mean 'halving'"),
+        ({"stop": {"name": "asha", "rungs": 1}}, "sweep.stop: asha: rungs must be an integer of at least 2"),
+        ({"stop": {"name": "asha", "rungs": 9}}, "sweep.stop: asha: 81 steps are too few for 9 rungs"),
+        ({"stop": {"name": "asha", "eta": 9}}, r"\[sweep.stop\] has no key 'eta'; valid: reduction, rungs"),
+        ({"sampler": "sobel"}, "sweep.sampler must be halton, random, sobol or grid, got 'sobel'"),
+        ({"space": {"schedule": {"peak": {"normal": [0.1, 0.1]}}}}, "sweep.space.schedule.peak must be at least 0, got -0.2"),
+        (
+            {"space": {"optimizer": [{"name": "adamw", "b1": {"uniform": [0.5, 1.0]}}]}},
+            "optimizer.b1 must be at least 0 and below 1, got 1",
+        ),
+        ({"space": {"optimizer": ["adamw"]}}, r"sweep.space.optimizer\[0\] must be a table such as"),
+        ({"space": {"optimizer": [{"name": "adamw", "mask": {"uniform": [0, 1]}}]}}, "optimizer.*mask"),
+    ],
+)
+def test_wrong_configs_are_named(sweep, words):
+    with pytest.raises(ValueError, match=words):
+        config(**sweep)

@@ -103,12 +103,13 @@ def sweep_figure(
         axis = figure.add_subplot(lines, columns, i + 1, sharey=first)
         if first is None:
             first, limits = axis, _metric_limits(axis, values, higher)
-        x = _abscissa(axis, space.get(path), np.array([row[path] for row in rows], np.float64))
+        numbers = [space[path].code(row[path]) if path in space else row[path] for row in rows]
+        x = _abscissa(axis, space.get(path), np.array(numbers, np.float64))
         # What lies below the axis is a loss of exactly 0 on a logarithmic one: it is drawn on the lower edge.
         _trials(axis, x, np.maximum(values, limits[0]), spread, limits)
         _failures(axis, x, rows, values, limits[0] if higher else limits[1])
         good = len(rows) and math.isfinite(values[0])
-        axis.set_title(f"best at {rows[0][path]:.3g}" if good else "nothing finite to rank", fontsize=9, loc="left", color=INK)
+        axis.set_title(f"best at {_shown(rows[0][path])}" if good else "nothing finite to rank", fontsize=9, loc="left", color=INK)
         axis.set_xlabel(path)
         if i % columns == 0:
             axis.set_ylabel(metric.replace("held_out", "held-out").replace("_", " "))
@@ -305,6 +306,10 @@ def _metric_limits(axis: "Axes", values: np.ndarray, higher: bool) -> tuple[floa
     return limits
 
 
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else "another part" if math.isnan(value) else f"{value:.3g}"
+
+
 def _abscissa(axis: "Axes", distribution: Any, x: np.ndarray) -> np.ndarray:
     """Set up the axis of a swept number; returns where its values lie on it."""
     from matplotlib.ticker import MaxNLocator
@@ -315,7 +320,7 @@ def _abscissa(axis: "Axes", distribution: Any, x: np.ndarray) -> np.ndarray:
     low, high = distribution.low, distribution.high
     if distribution.kind == "choice" and len(set(distribution.values)) <= 8:
         options = np.array(sorted(set(distribution.values)))
-        axis.set_xticks(range(len(options)), [f"{option:g}" for option in options])
+        axis.set_xticks(range(len(options)), distribution.labels or [f"{option:g}" for option in options])
         axis.set_xlim(-0.6, len(options) - 0.4)
         place = np.abs(x[:, None] - options[None, :]).argmin(1)
         # Side by side, since many trials share a value; the first, which is the best, in the middle.

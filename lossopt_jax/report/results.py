@@ -3,6 +3,7 @@
 import math
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,13 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     )
 
 
+def show_structures(groups: Sequence[tuple[str, int, int]], console: Console | None = None) -> None:
+    """Print which structures will run, (name, recipes, lanes) each, in that order."""
+    console = console or Console()
+    console.print(f"{len(groups)} structures, each compiled once:", highlight=False)
+    console.print(tables.structures_table(groups))
+
+
 def show_sweep(swept: Any, console: Console | None = None) -> None:
     """Print the best recipes, what mattered, how sure it is and where to look further."""
     console = console or Console()
@@ -107,7 +115,9 @@ def show_sweep(swept: Any, console: Console | None = None) -> None:
             console.print(line, highlight=False, soft_wrap=True)
     rate = swept.lane_steps / swept.seconds
     times = f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second"
-    console.print(f"{times}, {diverged} of {swept.lanes} lanes diverged", highlight=False)
+    stopped = int((swept.stopped_at >= 0).sum())
+    early = f"{stopped} stopped early, " if stopped else ""
+    console.print(f"{times}, {early}{diverged} of {swept.lanes} lanes diverged", highlight=False)
 
 
 def _findings(swept: Any, rows: list[dict[str, Any]]) -> list[str]:
@@ -223,7 +233,8 @@ def write_config(place: Path, resolved: dict[str, Any], name: str = "config.toml
 
 
 def _named(row: dict[str, Any], space: Any) -> str:
-    return "  ".join(f"{path.rpartition('.')[2]} {row[path]:.3g}" for path in space)
+    named = {path.rpartition(".")[2]: tables.number(row[path], distribution) for path, distribution in space.items()}
+    return "  ".join(f"{name} {value}" for name, value in named.items() if value != "-")
 
 
 def _machine() -> dict[str, Any]:

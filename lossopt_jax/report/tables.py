@@ -22,7 +22,8 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], lim
     """
     shown, failed = rows[:limit], sum(row["status"] == "diverged" for row in rows)
     title = f"the best {len(shown)} of {len(rows)} recipes" if len(shown) < len(rows) else f"{len(rows)} recipes, best first"
-    title += f"; {failed} diverged" if failed else ""
+    stopped = sum(row["status"] == "stopped" for row in rows)
+    title += (f"; {stopped} stopped early" if stopped else "") + (f"; {failed} diverged" if failed else "")
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     narrow = len(space) > 3 or width < 96
     table.collapse_padding = narrow
@@ -32,18 +33,33 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], lim
     metrics = [metric for metric in _metrics(rows) if len(space) <= 4 or metric != "train_loss"]
     for metric in metrics:
         table.add_column(metric.replace("held_out_", "held-out\n").replace("train_", "train\n"), justify="right", no_wrap=True)
+    early = any(row["status"] == "stopped" for row in shown)
+    if early:
+        table.add_column("stopped\nat step", justify="right", no_wrap=True)
     decimals = [_decimals(metric, shown) for metric in metrics]
     for rank, row in enumerate(shown, 1):
-        cells = [number(row[path], distribution) for path, distribution in space.items()]
-        style = "dim" if row["status"] == "diverged" else "bold" if rank == 1 else None
-        table.add_row(str(rank), *cells, *_cells(row, metrics, decimals, narrow), style=style, end_section=rank == len(shown))
+        cells = [number(row[path], distribution) for path, distribution in space.items()] + _cells(row, metrics, decimals, narrow)
+        if early:
+            cells.append(str(row["stopped_at"] or ""))
+        style = "dim" if row["status"] != "ok" else "bold" if rank == 1 else None
+        table.add_row(str(rank), *cells, style=style, end_section=rank == len(shown))
     if shown and space and _ranked(shown[0]):
-        table.add_row("", *[_Gauge(distribution.position(shown[0][path])) for path, distribution in space.items()])
+        table.add_row("", *[_gauge(shown[0][path], distribution) for path, distribution in space.items()])
         ends = [span(distribution) for distribution in space.values()]
         table.add_row("", *[end if len(end) <= (WIDTH if not narrow else 8) else end.replace(" to ", "\nto ") for end in ends], style="dim")
         table.caption = "Under the numbers: where the best lies in their ranges."
         if any(key.endswith("_sem") for key in shown[0]):
             table.caption += "\n± is the standard error over seeds."
+    return table
+
+
+def structures_table(groups: Sequence[tuple[str, int, int]]) -> Table:
+    """(name, recipes, lanes) of the structures of a sweep."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading, justify in (("#", "right"), ("structure", "left"), ("recipes", "right"), ("lanes", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for i, (name, recipes, lanes) in enumerate(groups, 1):
+        table.add_row(str(i), Text(name), str(recipes), str(lanes))
     return table
 
 
@@ -129,8 +145,10 @@ def finding_lines(finding: Any) -> list[str]:
     return lines + warnings
 
 
-def number(value: float, distribution: Any) -> str:
-    """A swept number, short: three digits, an integer in full, a choice as it was given."""
+def number(value: float | str, distribution: Any) -> str:
+    """A swept number, short: three digits, an integer in full, a choice as it was given; a dash where a recipe has no such number."""
+    if isinstance(value, str) or math.isnan(value):
+        return value if isinstance(value, str) else "-"
     if distribution.kind == "int_uniform":
         return f"{value:.0f}"
     return f"{value:g}" if distribution.kind == "choice" else f"{value:.3g}"
@@ -138,7 +156,13 @@ def number(value: float, distribution: Any) -> str:
 
 def span(distribution: Any) -> str:
     """The ends of a range, "1e-05 to 1"."""
+    if distribution.labels:
+        return f"one of {len(distribution.labels)}"
     return f"{distribution.low:g} to {distribution.high:g}"
+
+
+def _gauge(value: float | str, distribution: Any) -> Any:
+    return "" if isinstance(value, str) or math.isnan(value) else _Gauge(distribution.position(value))
 
 
 class _Gauge:

@@ -112,7 +112,7 @@ class Swept:
         ]
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a trial, best first: trial, its swept numbers by path, status, diverged (how many seeds), and its metrics.
+        """A row a trial, best first: trial, its swept numbers by path, status, stopped_at, diverged (how many seeds), and its metrics.
 
         With several seeds a metric is the mean over them and `<metric>_sem` the standard error of that mean (the sample standard
         deviation over the root of the number of seeds). Trials that were stopped early come after those that ran to the end, the
@@ -125,6 +125,7 @@ class Swept:
         for trial in range(len(self.trials)):
             row: dict[str, Any] = {"trial": trial, **self.trials.values(trial)}
             row["status"] = "diverged" if failed[trial].any() else "stopped" if ended[trial] < self.steps else "ok"
+            row["stopped_at"] = int(ended[trial]) if row["status"] == "stopped" else None
             row["diverged"] = int(failed[trial].sum())
             for name, values in metrics.items():
                 row[name] = float(values[trial].mean())
@@ -235,8 +236,11 @@ class Swept:
         worse = [_badness(row[metric], _mode(metric)) for row in rows]
         found = {}
         for path, distribution in self.trials.space.items():
-            places = [distribution.position(row[path]) for row in rows]
-            found[path] = max(0.0, rank_correlation([abs(place - places[0]) for place in places], worse))
+            own = [i for i, row in enumerate(rows) if isinstance(row[path], str) or math.isfinite(row[path])]  # of other parts it is NaN
+            places = [distribution.position(rows[i][path]) for i in own]
+            # Of a choice of parts two that differ are as far apart as any.
+            apart = [float(place != places[0]) if distribution.labels else abs(place - places[0]) for place in places]
+            found[path] = max(0.0, rank_correlation(apart, [worse[i] for i in own])) if own else 0.0
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def fanova(self) -> dict[str, float]:
@@ -251,8 +255,9 @@ class Swept:
         """Swept numbers whose best value lies within a twentieth of an end of its range -> "low" or "high"; see `wider`."""
         values = self.trials.values(self.best_trial())
         # Of two listed values one is at each end: that says nothing.
-        wide = {path: d for path, d in self.trials.space.items() if d.high > d.low and len(d.values) != 2}
-        places = {path: d.position(values[path]) for path, d in wide.items()}
+        listed = {path for path, d in self.trials.space.items() if d.labels or (d.kind == "choice" and len(d.values) == 2)}
+        wide = {path: d for path, d in self.trials.space.items() if d.high > d.low and path not in listed}
+        places = {path: d.position(values[path]) for path, d in wide.items() if math.isfinite(values[path])}
         return {path: "low" if u < 0.5 else "high" for path, u in places.items() if not EDGE < u < 1 - EDGE}
 
     def wider(self) -> dict[str, tuple[float, float] | None]:
@@ -262,7 +267,7 @@ class Swept:
 
 def metric_for(evaluation: Container[str], trials: Trials) -> str:
     """`Swept.default_metric` of a sweep that has these held-out metrics."""
-    if "accuracy" in evaluation and any(path.startswith("loss.") for path in trials.space):
+    if "accuracy" in evaluation and any(path.partition(".")[0] == "loss" for path in trials.space):
         return "held_out_accuracy"
     return "held_out_loss" if "loss" in evaluation else "train_loss"
 

@@ -94,7 +94,7 @@ def hyperband(reduction: float = 3, rungs: int = 4) -> Stop:
 
     >>> import lossopt_jax as lo
     >>> lo.hyperband(reduction=3, rungs=3).living(20)
-    [20, 10, 6]
+    [20, 12, 6]
     """
     return _checked("hyperband", reduction, rungs)
 

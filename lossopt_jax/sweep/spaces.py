@@ -1,23 +1,35 @@
-"""What to try: distributions over the numbers of a recipe, and the trials drawn from them."""
+"""What to try: distributions over the numbers of a recipe and over its parts, and the trials drawn from them."""
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from ..recipe import Recipe, numbers, with_numbers
+from ..recipe import Bound, Recipe, bind, numbers, with_numbers
+from .samplers import sobol
+
+CUT = 3.0  # standard deviations
 
 
 class Distribution(NamedTuple):
-    """A swept number. kind: "uniform", "log_uniform", "int_uniform" or "choice"; low and high are its ends, values a choice's."""
+    """A swept number. kind: the name of the function that makes it; low and high are its ends.
+
+    values: a choice's, or the mean and standard deviation of a normal. labels: names for a choice's values, where it is of parts.
+    """
 
     kind: str
     low: float
     high: float
     values: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[float]:
+        """What its function was called with."""
+        return list(self.values) or ([self.low] if self.kind == "fixed" else [self.low, self.high])
 
     def quantile(self, u: np.ndarray) -> np.ndarray:
         """The value at each u in [0, 1)."""
@@ -28,14 +40,49 @@ class Distribution(NamedTuple):
         if self.kind == "log_uniform":
             # Clipped: exp(log(high)) may exceed high by a rounding.
             return np.clip(np.exp(math.log(self.low) + u * math.log(self.high / self.low)), self.low, self.high)
+        if self.kind == "normal":
+            from scipy.special import ndtr, ndtri
+
+            mean, std = self.values
+            return mean + std * ndtri(ndtr(-CUT) + u * (ndtr(CUT) - ndtr(-CUT)))
         return self.low + u * (self.high - self.low)
 
-    def position(self, value: float) -> float:
+    def code(self, value: float | str) -> float:
+        """The value as a number: of a label its place."""
+        return float(self.labels.index(value)) if isinstance(value, str) else float(value)
+
+    def position(self, value: float | str) -> float:
         """Where a value lies between the ends, 0 at the low one and 1 at the high one."""
-        low, high = self.low, self.high
+        low, high, value = self.low, self.high, self.code(value)
         if self.kind == "log_uniform":
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / (high - low) if high > low else 0.5
+
+
+class Variant(NamedTuple):
+    """A part to choose, with the numbers of it that are swept: name -> distribution. See `variant`."""
+
+    bound: Bound
+    space: dict[str, Distribution]
+
+
+class Parts(NamedTuple):
+    """A swept part of the recipe: one of several, each a structure of its own. See `choice`."""
+
+    variants: tuple[Variant, ...]
+
+    def labels(self) -> tuple[str, ...]:
+        """The names of the functions; of those with one name the later ones are numbered."""
+        names = [_name(v.bound) for v in self.variants]
+        before = [names[:i].count(name) for i, name in enumerate(names)]
+        return tuple(name if not count else f"{name}-{count + 1}" for name, count in zip(names, before, strict=True))
+
+    def column(self) -> Distribution:
+        count = len(self.variants)
+        return Distribution("choice", 0.0, count - 1.0, tuple(map(float, range(count))), self.labels())
+
+
+Space = Mapping[str, Distribution | Parts]
 
 
 def uniform(low: float, high: float) -> Distribution:
@@ -57,11 +104,51 @@ def int_uniform(low: int, high: int) -> Distribution:
     return _checked("int_uniform", low, high)
 
 
-def choice(values: Sequence[float]) -> Distribution:
-    """One of some numbers."""
+def normal(mean: float, std: float) -> Distribution:
+    """The normal distribution, cut off at three standard deviations, which are its ends."""
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ValueError(f"normal: mean must be finite and std finite and above 0, got mean {mean} and std {std}")
+    return Distribution("normal", float(mean - CUT * std), float(mean + CUT * std), (float(mean), float(std)))
+
+
+def fixed(value: float) -> Distribution:
+    """Always this number."""
+    return _checked("fixed", value, value)
+
+
+@overload
+def choice(values: Sequence[float]) -> Distribution: ...
+@overload
+def choice(values: Sequence[Bound | Variant]) -> Parts: ...
+def choice(values: Sequence[Any]) -> Distribution | Parts:
+    """One of some numbers; or, for the path of a part of the recipe, one of some bound functions, each perhaps a `variant`.
+
+    >>> import lossopt_jax as lo
+    >>> adamw = lo.variant(lo.optimizers.adamw, weight_decay=lo.log_uniform(1e-5, 1e-1))
+    >>> space = {"optimizer": lo.choice([lo.bind(lo.optimizers.sgd), adamw])}
+    """
     if not len(values):
         raise ValueError("choice: needs at least one value")
+    if any(isinstance(value, Bound | Variant) for value in values):
+        wrong = [value for value in values if not isinstance(value, Bound | Variant)]
+        if wrong:
+            raise TypeError(f"choice: of parts each must be a lo.bind(...) or lo.variant(...), got {wrong[0]!r}")
+        return Parts(tuple(value if isinstance(value, Variant) else Variant(value, {}) for value in values))
     return Distribution("choice", float(min(values)), float(max(values)), tuple(map(float, values)))
+
+
+def variant(fn: Callable[..., Any], **values: Any) -> Variant:
+    """`bind` for a choice of parts: of the values some may be distributions, drawn for this part only.
+
+    >>> import lossopt_jax as lo
+    >>> lo.variant(lo.optimizers.momentum, beta=lo.uniform(0.5, 0.99)).space["beta"].high
+    0.99
+    """
+    space = {name: value for name, value in values.items() if isinstance(value, Distribution)}
+    middle = {name: float(distribution.quantile(np.array(0.5))) for name, distribution in space.items()}
+    bound = bind(fn, **{**values, **middle})
+    with_numbers(bound, middle)  # a flag cannot be drawn from a range
+    return Variant(bound, space)
 
 
 def _checked(kind: str, low: float, high: float) -> Distribution:
@@ -72,25 +159,43 @@ def _checked(kind: str, low: float, high: float) -> Distribution:
 
 @dataclass(frozen=True)
 class Trials:
-    """Recipes to compare. recipes: one a trial. space: dotted path -> distribution of each swept number."""
+    """Recipes to compare. recipes: one a trial. space: path -> distribution of each swept number, and of each choice of parts, labelled.
+
+    drawn: of each trial what it drew, path -> number or label; a number of another part than the trial's is NaN.
+    """
 
     recipes: tuple[Recipe, ...]
     space: dict[str, Distribution]
+    drawn: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.recipes)
 
-    def values(self, trial: int) -> dict[str, float]:
-        """The swept numbers of one trial by path."""
+    def values(self, trial: int) -> dict[str, Any]:
+        """The swept numbers of one trial by path, and the labels of its parts."""
+        if self.drawn:
+            return dict(self.drawn[trial])
         own = numbers(self.recipes[trial])
         return {path: float(own[path]) for path in self.space}
 
+    def labels(self, trial: int) -> str:
+        """The names of the parts that a trial drew, or of all its parts."""
+        chosen = [value for value in self.values(trial).values() if isinstance(value, str)]
+        recipe = self.recipes[trial]
+        return ", ".join(chosen or [_name(part) for part in (recipe.loss, recipe.optimizer, recipe.schedule)])
 
-def sample(recipe: Recipe, space: Mapping[str, Distribution], *, count: int, seed: int = 0) -> Trials:
-    """`count` recipes with the numbers in `space` drawn from a scrambled Sobol sequence, which leaves no gaps as chance does.
 
-    space: dotted path of a number of the recipe -> distribution, e.g. {"schedule.peak": log_uniform(1e-5, 1.0)}.
-    Owen (1998); Bousquet et al. (2017, arXiv:1706.03200) on quasi-random search. The same seed gives the same trials.
+def _name(part: Bound) -> str:
+    return getattr(part.fn, "__name__", repr(part.fn))
+
+
+def sample(recipe: Recipe, space: Space, *, count: int, seed: int = 0, sampler: Callable[[int, int, int], np.ndarray] = sobol) -> Trials:
+    """`count` recipes drawn from a space, by default through a scrambled Sobol sequence, which leaves no gaps as chance does.
+
+    space: dotted path of a number of the recipe -> distribution, e.g. {"schedule.peak": log_uniform(1e-5, 1.0)}; or a part of the
+        recipe, such as "optimizer", -> `choice` of parts with numbers of their own. Such a number's path is "<function>.<name>".
+    sampler: (count, dimensions, seed) -> points of the unit cube [count, dimensions]; see `samplers`. The same seed gives the same trials.
+    Bousquet et al. (2017, arXiv:1706.03200) on quasi-random search.
 
     >>> import lossopt_jax as lo
     >>> recipe = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
@@ -99,32 +204,66 @@ def sample(recipe: Recipe, space: Mapping[str, Distribution], *, count: int, see
     """
     if count < 1:
         raise ValueError(f"sample: count must be at least 1, got {count}")
-    with_numbers(recipe, dict.fromkeys(space, 0.0))  # a wrong path is an error here, before anything is drawn
-    for path, distribution in space.items():
-        if not isinstance(distribution, Distribution):
-            raise TypeError(f"sample: {path!r} needs a distribution such as lo.log_uniform(1e-5, 1.0), got {distribution!r}")
-    points = _sobol(count, len(space), seed)
-    columns = {path: distribution.quantile(points[:, i]) for i, (path, distribution) in enumerate(space.items())}
-    rows = [with_numbers(recipe, {path: column[i] for path, column in columns.items()}) for i in range(count)]
-    return Trials(tuple(rows), dict(space))
+    columns = columns_of(recipe, space)
+    points = sampler(count, len(columns), seed) if columns else np.zeros((count, 0))
+    drawn = {path: distribution.quantile(points[:, i]) for i, (path, distribution) in enumerate(columns.items())}
+    return trials_of(recipe, space, [{path: float(values[i]) for path, values in drawn.items()} for i in range(count)])
 
 
-def grid(recipe: Recipe, space: Mapping[str, Sequence[float]]) -> Trials:
-    """Every combination of the listed numbers, the last one varying fastest.
+def grid(recipe: Recipe, space: Mapping[str, Sequence[Any]]) -> Trials:
+    """Every combination of the listed numbers or bound parts, the last one varying fastest.
 
     >>> import lossopt_jax as lo
     >>> recipe = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
     >>> len(lo.grid(recipe, {"schedule.value": [1e-3, 1e-2, 1e-1]}))
     3
     """
-    chosen = {path: choice(values) for path, values in space.items()}
-    rows = [with_numbers(recipe, dict(zip(chosen, row, strict=True))) for row in itertools.product(*(c.values for c in chosen.values()))]
-    return Trials(tuple(rows), chosen)
+    chosen: dict[str, Distribution | Parts] = {path: choice(values) for path, values in space.items()}
+    for path, parts in chosen.items():
+        if isinstance(parts, Parts) and any(part.space for part in parts.variants):
+            raise TypeError(f"grid: the parts of {path!r} must be bound to numbers; list each combination, or use lo.sample")
+    columns = columns_of(recipe, chosen)
+    return trials_of(
+        recipe, chosen, [dict(zip(columns, row, strict=True)) for row in itertools.product(*(c.values for c in columns.values()))]
+    )
 
 
-def _sobol(count: int, dimensions: int, seed: int) -> np.ndarray:
-    if not dimensions:
-        return np.zeros((count, 0))
-    from scipy.stats import qmc  # half a second to import
+def columns_of(recipe: Recipe, space: Space) -> dict[str, Distribution]:
+    """Path -> distribution of everything that is drawn for a trial: the numbers, which part, the numbers of every part."""
+    parts = [path for path, what in space.items() if isinstance(what, Parts)]
+    for path, what in space.items():
+        if not isinstance(what, Distribution | Parts):
+            raise TypeError(f"sample: {path!r} needs a distribution such as lo.log_uniform(1e-5, 1.0), got {what!r}")
+        if path in parts and path not in ("loss", "optimizer", "schedule"):
+            raise KeyError(f"sample: a choice of parts is for loss, optimizer or schedule, got {path!r}")
+        if path not in parts and path.partition(".")[0] in parts:
+            raise ValueError(f"sample: {path!r} is of a part that is chosen: give it to the parts that have it, by lo.variant")
+    with_numbers(recipe, {path: 0.0 for path in space if path not in parts})  # a wrong path is an error before anything is drawn
+    columns: dict[str, Distribution] = {}
+    for path, what in space.items():
+        if isinstance(what, Distribution):
+            columns[path] = what
+            continue
+        columns[path] = what.column()
+        for label, part in zip(what.labels(), what.variants, strict=True):
+            columns |= {f"{label}.{name}": distribution for name, distribution in part.space.items()}
+    return columns
 
-    return qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(seed)).random_base2(max(0, math.ceil(math.log2(count))))[:count]
+
+def trials_of(recipe: Recipe, space: Space, rows: Sequence[Mapping[str, float]]) -> Trials:
+    """The trials of some drawn values, [trials] of path -> number for every one of `columns_of`."""
+    columns = columns_of(recipe, space)
+    recipes, drawn = [], []
+    for row in rows:
+        mine, own = recipe, dict[str, Any](dict.fromkeys(columns, math.nan))
+        for path, what in space.items():
+            if isinstance(what, Distribution):
+                mine, own[path] = with_numbers(mine, {path: row[path]}), float(np.float32(row[path]))
+                continue
+            label, part = what.labels()[int(row[path])], what.variants[int(row[path])]
+            values = {name: row[f"{label}.{name}"] for name in part.space}
+            mine = mine._replace(**{path: with_numbers(part.bound, values)})
+            own |= {path: label, **{f"{label}.{name}": float(np.float32(value)) for name, value in values.items()}}
+        recipes.append(mine)
+        drawn.append(own)
+    return Trials(tuple(recipes), columns, tuple(drawn))
