@@ -91,7 +91,7 @@ def test_numbers_may_follow_schedules_and_parts_may_nest():
         ("run.step=5", ["[run] has no key 'step'", "did you mean 'steps'"]),
         ("run.batch_size=0", ["run.batch_size must be at least 1", "0"]),
         ("sweep.count=0", ["sweep.count must be an integer of at least 1", "0"]),
-        ("sweep.sampler=random", ["sweep.sampler must be sobol or grid", "'random'"]),
+        ("sweep.sampler=chance", ["sweep.sampler must be", "sobol", "'chance'"]),
         ("sweep.sampler=grid", ["must be a choice when sweep.sampler is grid"]),
         ("sweep.space.schedule.pea={uniform=[0,1]}", ["no number 'schedule.pea'", "did you mean 'schedule.peak'"]),
         ("sweep.space.schedule.peak={log_uniform=[0,1]}", ["log_uniform: low must be above 0"]),
