@@ -39,6 +39,7 @@ from .sweep import normal as normal
 from .sweep import plan_lanes as plan_lanes
 from .sweep import sample as sample
 from .sweep import samplers as samplers
+from .sweep import search as search
 from .sweep import sweep as sweep
 from .sweep import uniform as uniform
 from .sweep import variant as variant

@@ -52,8 +52,13 @@ def sweep(
 
     A lane that diverges is flagged with the step and changes no bit of another.
     """
+    return finished(prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every, stop=stop), on_chunk)
+
+
+def finished(job: "Job", on_chunk: Callbacks = ()) -> Swept:
+    """The sweep, run from where it is to its end."""
+    stop, run, seeds = job.stop, job.run, job.seeds
     rungs = () if stop is None else stop.steps(run.steps)
-    job = prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every, stop=stop)
     compile_seconds, members = job.planning_seconds, [wave.members for wave in job.waves]
 
     def begin(i: int) -> Running:
@@ -69,8 +74,8 @@ def sweep(
     return Swept(
         trials=job.trials,
         seeds=seeds,
-        history=_together([end.history for end in ends], back),
-        evaluations=_together([end.evaluations for end in ends], back),
+        history=together([end.history for end in ends], back),
+        evaluations=together([end.evaluations for end in ends], back),
         evaluation_steps=evaluation_steps(run, rungs),
         diverged_at=np.concatenate([end.diverged_at for end in ends])[back],
         stopped_at=np.concatenate([end.stopped_at for end in ends])[back],
@@ -104,6 +109,7 @@ class Job(NamedTuple):
     folder: Path | None
     save_every: float
     planning_seconds: float
+    stop: Stop | None = None
 
     def run_wave(self, i: int, on_chunk: Callbacks = ()) -> tuple[Point, float]:
         """Where the wave ends, and the seconds it waited for its program; what its folder holds of it is not run again."""
@@ -144,15 +150,21 @@ def prepared(
     save_every: float,
     parts: int = 1,
     stop: Stop | None = None,
+    room: int = 0,
 ) -> Job:
-    """The waves of a sweep: at least `parts` where there are lanes enough, or those that the checkpoint's folder has written down."""
+    """The waves of a sweep: at least `parts` where there are lanes enough, or those that the checkpoint's folder has written down.
+
+    room: for at least how many trials a program has places where they fit, so that a later sweep of so many does not compile again.
+    """
+    if stop is not None:
+        stop.steps(run.steps)  # a run that is too short for its rungs is an error before anything is compiled
     trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
     if not len(trials) or seeds < 1:
         raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
     plan = planned(model, trials, data, held_out, run, seeds) if plan is None else checked_plan(plan)
-    waves = _waves(model, trials, data, seeds, plan, parts)
+    waves = _waves(model, trials, data, seeds, plan, parts, room)
     if checkpoint is not None:
         same = {
             "trials": trials.recipes,
@@ -167,17 +179,17 @@ def prepared(
         waves = [Wave(members, LanePlan(plan.devices, width), room) for members, width, room in kept]
     data, held_out = jax.device_put((data, held_out), NamedSharding(mesh_of(waves[0].plan), P()))  # once for all waves
     folder = None if checkpoint is None else Path(checkpoint)
-    return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0))
+    return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0), stop)
 
 
-def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan, parts: int) -> list[Wave]:
+def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan, parts: int, room: int) -> list[Wave]:
     waves = []
     for members in by_structure(trials.recipes):
-        lanes = lanes_at_once(model, trials.recipes[members[0]], len(members), seeds, data, plan)
+        lanes = lanes_at_once(model, trials.recipes[members[0]], max(len(members), room), seeds, data, plan)
         narrow = min(plan.width, -(-lanes // plan.devices))  # a plan that was asked for stays as it is: bits depend on the width
         chosen = LanePlan(plan.devices, narrow if isinstance(plan, MeasuredPlan) else plan.width)
         turn = max(1, chosen.devices * chosen.width // seeds)
-        some = min(lanes // seeds, max(turn, -(-len(trials) // parts)))
+        some = min(lanes // seeds, max(turn, -(-max(len(trials), room) // parts)))
         waves += [Wave(members[i : i + some], chosen, some * seeds) for i in range(0, len(members), some)]
     return waves
 
@@ -186,7 +198,7 @@ def _of_wave(wave: int, tell: Callable[[Progress], None]) -> Callable[[Progress]
     return lambda progress: tell(progress._replace(wave=wave))
 
 
-def _together(parts: Sequence[dict[str, np.ndarray]], back: np.ndarray) -> dict[str, np.ndarray]:
+def together(parts: Sequence[dict[str, np.ndarray]], back: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of all structures, lanes in order; NaN where a structure has no such number."""
     names = dict.fromkeys(name for part in parts for name in part)
     shapes = [next(iter(part.values())).shape for part in parts if part]

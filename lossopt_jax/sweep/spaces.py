@@ -204,10 +204,7 @@ def sample(recipe: Recipe, space: Space, *, count: int, seed: int = 0, sampler: 
     """
     if count < 1:
         raise ValueError(f"sample: count must be at least 1, got {count}")
-    columns = columns_of(recipe, space)
-    points = sampler(count, len(columns), seed) if columns else np.zeros((count, 0))
-    drawn = {path: distribution.quantile(points[:, i]) for i, (path, distribution) in enumerate(columns.items())}
-    return trials_of(recipe, space, [{path: float(values[i]) for path, values in drawn.items()} for i in range(count)])
+    return trials_of(recipe, space, rows_of(columns_of(recipe, space), count, seed, sampler))
 
 
 def grid(recipe: Recipe, space: Mapping[str, Sequence[Any]]) -> Trials:
@@ -248,6 +245,15 @@ def columns_of(recipe: Recipe, space: Space) -> dict[str, Distribution]:
         for label, part in zip(what.labels(), what.variants, strict=True):
             columns |= {f"{label}.{name}": distribution for name, distribution in part.space.items()}
     return columns
+
+
+def rows_of(
+    columns: Mapping[str, Distribution], count: int, seed: int, sampler: Callable[[int, int, int], np.ndarray] = sobol
+) -> list[dict[str, float]]:
+    """`count` values of every column."""
+    points = sampler(count, len(columns), seed) if columns else np.zeros((count, 0))
+    drawn = {path: distribution.quantile(points[:, i]) for i, (path, distribution) in enumerate(columns.items())}
+    return [{path: float(values[i]) for path, values in drawn.items()} for i in range(count)]
 
 
 def trials_of(recipe: Recipe, space: Space, rows: Sequence[Mapping[str, float]]) -> Trials:

@@ -1,0 +1,225 @@
+"""Search in rounds: each round's lanes are asked of an Optuna sampler that has been told of all rounds before."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..models import Model
+from ..recipe import Recipe
+from ..train import Callbacks, Progress, Run
+from .lanes import LanePlan
+from .plan import plan_lanes
+from .result import HIGHER_IS_BETTER, Swept
+from .run import finished, prepared, together
+from .rungs import Stop
+from .spaces import Distribution, Space, Trials, columns_of, rows_of, trials_of
+
+
+def search(
+    model: Model,
+    recipe: Recipe,
+    space: Space,
+    *,
+    train: Any,
+    evaluate: Any = None,
+    run: Run,
+    count: int = 64,
+    rounds: int = 4,
+    sampler: Any = None,
+    seed: int = 0,
+    seeds: int = 1,
+    plan: LanePlan | None = None,
+    stop: Stop | None = None,
+    on_chunk: Callbacks = (),
+    checkpoint: str | Path | None = None,
+    save_every: float = 30.0,
+    storage: str | None = None,
+    name: str = "search",
+) -> Swept:
+    """`count` trials in `rounds` sweeps: the first from a Sobol sequence, each later one where the sampler expects the best (needs optuna).
+
+    space: as in `sample`. sampler: any of `optuna.samplers`, by default TPE (Watanabe 2023, arXiv:2304.11127) seeded with `seed`.
+    The study is kept in memory and told of a round at once: the metric that trials are ranked by, the mean over seeds; of a diverged
+    trial the worst so far, so that the sampler keeps away; of one stopped early its state then, as pruned.
+    storage: an Optuna URL such as "sqlite:///x.db", to which the study is written as `name` after each round, for its dashboard.
+    The rest as in `sweep`. With a checkpoint and a sampler that is seeded a search goes on to the same trials.
+    """
+    if rounds < 1 or count < rounds or count % rounds:
+        raise ValueError(f"search: count must be a multiple of rounds, got count={count} and rounds={rounds}")
+    optuna = _optuna()
+    columns = columns_of(recipe, space)
+    rows = rows_of(columns, count // rounds, seed)
+    plan = plan or plan_lanes(model, trials_of(recipe, space, rows), train=train, evaluate=evaluate, run=run, seeds=seeds)
+    # The same in every round, since a lane's last bits depend on the width.
+    plan = LanePlan(plan.devices, min(plan.width, -(-len(rows) * seeds // plan.devices)))
+    tell = _Waves((on_chunk,) if callable(on_chunk) else tuple(on_chunk))
+    parts: list[Swept] = []
+    with _quiet(optuna):
+        study: Any = None
+        asked: list[Any] = []
+        for i in range(rounds):
+            if study is not None:
+                asked = [study.ask() for _ in rows]
+                rows = [_suggested(trial, space) for trial in asked]
+            trials, folder = trials_of(recipe, space, rows), None if checkpoint is None else Path(checkpoint) / f"round-{i:04d}"
+            # With room for a whole round in each structure's program, however many of its trials are asked for.
+            job = prepared(model, trials, train, evaluate, run, seeds, plan, folder, save_every, stop=stop, room=len(rows))
+            parts.append(finished(job, tell.next_round()))
+            found = _told(optuna, space, rows, parts)
+            if study is None:
+                direction = "maximize" if parts[0].default_metric() in HIGHER_IS_BETTER else "minimize"
+                study = optuna.create_study(direction=direction, sampler=sampler or optuna.samplers.TPESampler(seed=seed), study_name=name)
+                study.add_trials(found)
+            for trial, its in zip(asked, found, strict=False):
+                for step, value in its.intermediate_values.items():
+                    trial.report(value, step)
+                for key, value in its.user_attrs.items():
+                    trial.set_user_attr(key, value)
+                study.tell(trial, its.value if its.state.name == "COMPLETE" else None, state=its.state)
+            if storage is not None:
+                _export(optuna, study, storage)
+    return _joined(parts)
+
+
+class _Waves:
+    """The callbacks, told the waves of all rounds as if they were of one sweep."""
+
+    def __init__(self, tellers: tuple[Callable[[Progress], None], ...]):
+        self.tellers, self.waves = tellers, 0
+
+    def next_round(self) -> Callable[[Progress], None]:
+        first = self.waves
+
+        def tell(progress: Progress) -> None:
+            self.waves = max(self.waves, first + progress.wave + 1)
+            for teller in self.tellers:
+                teller(progress._replace(wave=first + progress.wave))
+
+        return tell
+
+
+def _optuna() -> Any:
+    try:
+        import optuna  # half a second to import
+    except ImportError:
+        raise ImportError("search needs optuna: pip install 'lossopt_jax[optuna]'") from None
+    return optuna
+
+
+@contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Without a log line for each trial, nor warnings that a sampler is new."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _suggested(trial: Any, space: Space) -> dict[str, float]:
+    """What the sampler suggests for a trial, as `trials_of` takes it."""
+
+    def number(path: str, d: Distribution) -> float:
+        if d.kind == "choice":
+            return float(trial.suggest_categorical(path, d.values))
+        if d.kind == "int_uniform":
+            return float(trial.suggest_int(path, int(d.low), int(d.high)))
+        return d.low if d.kind == "fixed" else float(trial.suggest_float(path, d.low, d.high, log=d.kind == "log_uniform"))
+
+    row: dict[str, float] = {}
+    for path, what in space.items():
+        if isinstance(what, Distribution):
+            row[path] = number(path, what)
+            continue
+        label = trial.suggest_categorical(path, what.labels())
+        row[path] = float(what.labels().index(label))
+        own = what.variants[int(row[path])].space
+        row |= {f"{label}.{name}": number(f"{label}.{name}", d) for name, d in own.items()}
+    return row
+
+
+def _params(optuna: Any, space: Space, row: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A trial's parameters and their distributions as Optuna has them."""
+    params: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
+
+    def add(path: str, d: Distribution) -> None:
+        if d.kind == "choice":
+            params[path], kinds[path] = row[path], optuna.distributions.CategoricalDistribution(d.values)
+        elif d.kind == "int_uniform":
+            params[path], kinds[path] = int(row[path]), optuna.distributions.IntDistribution(int(d.low), int(d.high))
+        elif d.kind != "fixed":
+            params[path], kinds[path] = row[path], optuna.distributions.FloatDistribution(d.low, d.high, log=d.kind == "log_uniform")
+
+    for path, what in space.items():
+        if isinstance(what, Distribution):
+            add(path, what)
+            continue
+        label = what.labels()[int(row[path])]
+        params[path], kinds[path] = label, optuna.distributions.CategoricalDistribution(what.labels())
+        for name, d in what.variants[int(row[path])].space.items():
+            add(f"{label}.{name}", d)
+    return params, kinds
+
+
+def _told(optuna: Any, space: Space, rows: list[dict[str, float]], parts: list[Swept]) -> list[Any]:
+    """The trials of the last round as Optuna's."""
+    metric = parts[0].default_metric()
+    higher = metric in HIGHER_IS_BETTER
+    values = [part.lane_metrics()[metric].astype(np.float64).reshape(-1, part.seeds).mean(1) for part in parts]
+    finite = [value for value in np.concatenate(values) if math.isfinite(value)]
+    worst = (min if higher else max)(finite, default=-1e9 if higher else 1e9)
+    state, last, trials = optuna.trial.TrialState, parts[-1], []
+    for row, value, at in zip(rows, values[-1], last.stopped_at.reshape(-1, last.seeds).max(1), strict=True):
+        params, kinds = _params(optuna, space, row)
+        failed = not math.isfinite(value)
+        stopped = at >= 0 and not failed
+        trials.append(
+            optuna.trial.create_trial(
+                state=state.PRUNED if stopped else state.COMPLETE,
+                value=float(worst if failed else value),
+                params=params,
+                distributions=kinds,
+                user_attrs={"diverged": True} if failed else {},
+                intermediate_values={int(at): float(value)} if stopped else {},
+            )
+        )
+    return trials
+
+
+def _export(optuna: Any, study: Any, storage: str) -> None:
+    """Write the trials that the storage does not have yet; those of a search that is gone on with are the same."""
+    there = optuna.create_study(study_name=study.study_name, storage=storage, direction=study.direction, load_if_exists=True)
+    there.add_trials(study.trials[len(there.get_trials(deepcopy=False)) :])
+
+
+def _joined(parts: list[Swept]) -> Swept:
+    """The rounds as one sweep."""
+    last, before = parts[-1], np.cumsum([0, *[len(part.states) for part in parts]])
+    lanes = np.arange(sum(part.lanes for part in parts))
+    return Swept(
+        trials=Trials(
+            tuple(recipe for part in parts for recipe in part.trials.recipes),
+            last.trials.space,
+            tuple(values for part in parts for values in part.trials.drawn),
+        ),
+        seeds=last.seeds,
+        history=together([part.history for part in parts], lanes),
+        evaluations=together([part.evaluations for part in parts], lanes),
+        evaluation_steps=last.evaluation_steps,
+        diverged_at=np.concatenate([part.diverged_at for part in parts]),
+        stopped_at=np.concatenate([part.stopped_at for part in parts]),
+        states=[state for part in parts for state in part.states],
+        places=[(int(first) + group, place) for first, part in zip(before, parts, strict=False) for group, place in part.places],
+        plan=last.plan,
+        seconds=sum(part.seconds for part in parts),
+        compile_seconds=sum(part.compile_seconds for part in parts),
+    )
