@@ -33,6 +33,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the res
 SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="How often what is done so far is saved, for --resume.", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines, no live display.")]
 Join = Annotated[bool, typer.Option("--join", help="Share the sweep with all processes that are given the same --out and --join.")]
+Storage = Annotated[str | None, typer.Option(metavar="URL", help="Where Optuna's dashboard is to find the search.", show_default=False)]
 Plan = Annotated[str | None, typer.Option(metavar="devices=N,width=N", help="How lanes lie on devices.", show_default=False)]
 
 
@@ -85,40 +86,52 @@ def sweep(
     save_every: SaveEvery = 30.0,
     plan: Plan = None,
     join: Join = False,
+    storage: Storage = None,
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
     with _one_line_errors(), _interruptible() as stop_if_interrupted:
         _prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
-        from .sweep import by_structure, checked_plan, plan_lanes, sweep, work
+        from .sweep import by_structure, checked_plan, plan_lanes, search, sweep, work
 
         experiment = configs.load(config, set_ or ())
         if experiment.trials is None:
             raise configs.ConfigError(f"{config} has no [sweep] table: it needs one with a space, or use lossopt train")
         trials, seeds, run, stop = experiment.trials, experiment.seeds, experiment.run, experiment.stop
-        lanes = len(trials) * seeds
+        asked = experiment.search
+        rounds = 1 if asked is None else asked.rounds
+        count = len(trials) * rounds
+        lanes = count * seeds
         layout = checked_plan(configs.parse_plan(plan)) if plan else None
         if join and (out is None or overwrite):
             raise configs.ConfigError("--join needs the --out that all processes share, without --overwrite")
-        if join and stop is not None:
-            raise configs.ConfigError("--join cannot stop trials early, since each process sees its own only: leave out [sweep.stop]")
+        if join and (stop is not None or asked is not None):
+            raise configs.ConfigError("--join can neither search nor stop trials early: each process sees its own trials only")
+        if storage is not None and asked is None:
+            raise configs.ConfigError(f"--storage is for a search: sweep.sampler must be one of {', '.join(configs.SEARCHES)}")
         place = _claimed(experiment, out, resume=resume, overwrite=overwrite, join=join)
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
-        typer.echo(f"{experiment.name}: {len(trials)} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
+        typer.echo(f"{experiment.name}: {count} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
         data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
         layout = layout or plan_lanes(experiment.model, trials, **data)
         typer.echo(layout)
         groups = by_structure(trials.recipes)
-        if len(groups) > 1:
+        if len(groups) > 1 and asked is None:
             results.show_structures([(trials.labels(group[0]), len(group), seeds * len(group)) for group in groups])
+        if asked is not None:
+            typer.echo(f"searched in {rounds} rounds of {len(trials)}: a Sobol sequence, then what {asked.sampler} suggests")
         if stop is not None:
-            typer.echo(f"stopped early by {stop.told(len(trials), run.steps)}")
-        lane_steps = None if stop is None else seeds * stop.lane_steps(len(trials), run.steps)
+            typer.echo(f"{'each round ' if asked else ''}stopped early by {stop.told(len(trials), run.steps)}")
+        lane_steps = None if stop is None else rounds * seeds * stop.lane_steps(len(trials), run.steps)
         data |= {"plan": layout, "checkpoint": place / folder.STATE, "save_every": save_every}
         with progress.progress(run.steps, lanes, quiet=quiet, lane_steps=lane_steps) as tell:
             if join:
                 work(experiment.model, trials, **data, on_chunk=[tell, stop_if_interrupted])
+            elif asked is not None:
+                how: dict[str, Any] = {"count": count, "rounds": rounds, "sampler": asked.optuna_sampler(), "seed": asked.seed}
+                how |= {"storage": storage, "name": experiment.name, "stop": stop, "on_chunk": [tell, stop_if_interrupted]}
+                swept = search(experiment.model, experiment.recipe, asked.space, **data, **how)
             else:
                 swept = sweep(experiment.model, trials, **data, stop=stop, on_chunk=[tell, stop_if_interrupted])
         with _the_one_to_write(place, experiment) if join else nullcontext(True) as here:

@@ -1,6 +1,7 @@
 """TOML to an experiment: names become functions here and only here, and every value is checked where it is still a plain number."""
 
 import dataclasses
+import importlib.util
 import inspect
 import math
 import re
@@ -49,6 +50,8 @@ DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
 ROOMS = {"loss": losses, "optimizer": optimizers, "schedule": schedules}
 
 
+# Optuna's, by the packages that they need.
+SEARCHES = {"tpe": ("TPESampler", "optuna"), "cmaes": ("CmaEsSampler", "cmaes"), "gp": ("GPSampler", "torch")}
 STOPS: dict[str, Callable[..., Stop]] = {"halving": halving, "hyperband": hyperband, "asha": asha}
 
 
@@ -57,8 +60,27 @@ class ConfigError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """A search in rounds, as `sweep.search` takes it; sampler: a name of Optuna's."""
+
+    space: dict[str, Distribution | Parts]
+    count: int
+    rounds: int
+    sampler: str
+    seed: int
+
+    def optuna_sampler(self) -> Any:
+        import optuna  # half a second to import
+
+        return getattr(optuna.samplers, SEARCHES[self.sampler][0])(seed=self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config turned into objects. resolved: the whole of it as plain values, defaults filled in, which reproduces the run."""
+    """A config turned into objects. resolved: the whole of it as plain values, defaults filled in, which reproduces the run.
+
+    trials: what is swept; of a search the first round.
+    """
 
     name: str
     task: data.Task
@@ -68,6 +90,7 @@ class Experiment:
     trials: Trials | None
     seeds: int
     stop: Stop | None
+    search: Search | None
     resolved: dict[str, Any]
 
     def resolved_with(self, recipe: Recipe) -> dict[str, Any]:
@@ -117,7 +140,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     _check_warmup({path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0})
     model, module = _model(config.get("model", {}), task)
     swept = config.get("sweep")
-    trials, seeds, drawn = _trials(swept, recipe, run) if swept is not None else (None, 1, None)
+    trials, seeds, drawn, search = _trials(swept, recipe, run) if swept is not None else (None, 1, None, None)
     stop = None if swept is None or "stop" not in swept else _stop(swept["stop"], run)
     resolved: dict[str, Any] = {"name": name}
     if clip_norm is not None:
@@ -127,7 +150,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     resolved["run"] = {key: value for key, value in dataclasses.asdict(run).items() if value is not None}
     if drawn is not None:
         resolved["sweep"] = drawn if stop is None else drawn | {"stop": stop._asdict()}
-    return Experiment(name, task, model, recipe, run, trials, seeds, stop, resolved)
+    return Experiment(name, task, model, recipe, run, trials, seeds, stop, search, resolved)
 
 
 def parse_plan(text: str) -> LanePlan:
@@ -296,8 +319,8 @@ def _check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
             raise ConfigError(f"{path} must be at most {path.removesuffix('warmup')}total ({total[0]:g}), got {longest:g}")
 
 
-def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run) -> tuple[Trials, int, dict[str, Any]]:
-    _known(table, ("space", "count", "seeds", "seed", "sampler", "stop"), "[sweep]")
+def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run) -> tuple[Trials, int, dict[str, Any], Search | None]:
+    _known(table, ("space", "count", "seeds", "seed", "sampler", "rounds", "stop"), "[sweep]")
     space = _space(table.get("space", {}), recipe, run)
     if not space:
         raise ConfigError("sweep.space is empty: name a number to sweep, such as schedule.peak = { log_uniform = [1e-5, 1.0] }")
@@ -312,8 +335,11 @@ def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run) -> tuple[Trials,
     for key, least in (("count", 1), ("seeds", 1), ("seed", 0)):
         if isinstance(drawn[key], bool) or not isinstance(drawn[key], int) or drawn[key] < least:
             raise ConfigError(f"sweep.{key} must be an integer of at least {least}, got {drawn[key]!r}")
-    if drawn["sampler"] not in (*samplers.__all__, "grid"):
-        raise ConfigError(f"sweep.sampler must be {', '.join(samplers.__all__)} or grid, got {drawn['sampler']!r}")
+    if drawn["sampler"] not in (known_samplers := [*samplers.__all__, *SEARCHES, "grid"]):
+        raise ConfigError(f"sweep.sampler must be one of {', '.join(known_samplers)}, got {drawn['sampler']!r}")
+    if "rounds" in drawn and drawn["sampler"] not in SEARCHES:
+        raise ConfigError(f"sweep.rounds goes with sweep.sampler = {', '.join(SEARCHES)}, not {drawn['sampler']}")
+    search = _search(space, drawn) if drawn["sampler"] in SEARCHES else None
     if drawn["sampler"] == "grid":
         for path, what in space.items():
             ranges = [what] if isinstance(what, Distribution) else [d for part in what.variants for d in part.space.values()]
@@ -321,9 +347,22 @@ def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run) -> tuple[Trials,
                 raise ConfigError(f"sweep.space.{path} must be a choice when sweep.sampler is grid, got {wrong[0]}")
         trials = grid(recipe, {path: d.values if isinstance(d, Distribution) else d.variants for path, d in space.items()})
         drawn.pop("count")
+    elif search is not None:
+        drawn["rounds"] = search.rounds
+        trials = sample(recipe, space, count=search.count // search.rounds, seed=drawn["seed"])
     else:
         trials = sample(recipe, space, count=drawn["count"], seed=drawn["seed"], sampler=getattr(samplers, drawn["sampler"]))
-    return trials, drawn["seeds"], drawn | {"space": {path: _plain_space(what) for path, what in space.items()}}
+    return trials, drawn["seeds"], drawn | {"space": {path: _plain_space(what) for path, what in space.items()}}, search
+
+
+def _search(space: dict[str, Distribution | Parts], drawn: Mapping[str, Any]) -> Search:
+    rounds, count, sampler = drawn.get("rounds", 4), drawn["count"], drawn["sampler"]
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1 or count % rounds:
+        raise ConfigError(f"sweep.rounds must be an integer that divides sweep.count, {count}, got {rounds!r}")
+    missing = [package for package in dict.fromkeys(("optuna", SEARCHES[sampler][1])) if not importlib.util.find_spec(package)]
+    if missing:
+        raise ConfigError(f"sweep.sampler = {sampler} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    return Search(space, count, rounds, sampler, drawn["seed"])
 
 
 def _plain_space(what: Distribution | Parts) -> Any:

@@ -351,9 +351,9 @@ def test_structures_run_one_after_another():
     for groups in ((4, 2), ()):
         lines = told(chunks, 100, 6, groups=groups).splitlines()
         of = "/2" if groups else ""
-        assert lines[0] == ("step 50/100 of structure 1/2" if groups else "step 50/100") + "  4 of 6 diverged"
-        assert lines[1] == f"step 50/100 of structure 2{of}  best loss 1  4 of 6 diverged"
-        assert re.fullmatch(rf"step 100/100 of structure 2{of}  \S+ lane-steps/s  best loss 0.5  4 of 6 diverged", lines[2])
+        assert lines[0] == ("step 50/100 of wave 1/2" if groups else "step 50/100") + "  4 of 6 diverged"
+        assert lines[1] == f"step 50/100 of wave 2{of}  best loss 1  4 of 6 diverged"
+        assert re.fullmatch(rf"step 100/100 of wave 2{of}  \S+ lane-steps/s  best loss 0.5  4 of 6 diverged", lines[2])
     live = told(chunks, 100, 6, groups=(4, 2), terminal=True)
     assert "compiling" in live
 

@@ -316,7 +316,9 @@ def test_a_config_says_the_same_and_reproduces_itself():
         ({"stop": {"name": "asha", "rungs": 1}}, "sweep.stop: asha: rungs must be an integer of at least 2"),
         ({"stop": {"name": "asha", "rungs": 9}}, "sweep.stop: asha: 81 steps are too few for 9 rungs"),
         ({"stop": {"name": "asha", "eta": 9}}, r"\[sweep.stop\] has no key 'eta'; valid: reduction, rungs"),
-        ({"sampler": "sobel"}, "sweep.sampler must be halton, random, sobol or grid, got 'sobel'"),
+        ({"sampler": "sobel"}, "sweep.sampler must be one of halton, random, sobol, tpe, cmaes, gp, grid, got 'sobel'"),
+        ({"rounds": 3}, "sweep.rounds goes with sweep.sampler = tpe, cmaes, gp, not halton"),
+        ({"sampler": "tpe", "rounds": 5}, "sweep.rounds must be an integer that divides sweep.count, 12, got 5"),
         ({"space": {"schedule": {"peak": {"normal": [0.1, 0.1]}}}}, "sweep.space.schedule.peak must be at least 0, got -0.2"),
         (
             {"space": {"optimizer": [{"name": "adamw", "b1": {"uniform": [0.5, 1.0]}}]}},
@@ -329,3 +331,55 @@ def test_a_config_says_the_same_and_reproduces_itself():
 def test_wrong_configs_are_named(sweep, words):
     with pytest.raises(ValueError, match=words):
         config(**sweep)
+
+
+# Search.
+WIDE = {"schedule.init": lo.log_uniform(1e-3, 1e6), "optimizer.b1": lo.choice([0.8, 0.9]), "optimizer.b2": lo.fixed(0.99)}
+
+
+def search(**kw):
+    return lo.search(LINEAR, RECIPE, WIDE, count=12, rounds=3, stop=lo.halving(reduction=2, rungs=2), **KW | kw)
+
+
+def test_a_search_asks_in_rounds_and_tells_the_sampler_what_failed_and_what_was_stopped(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{tmp_path}/x.db"
+    swept = search(storage=storage, name="mine")
+    assert swept.trials.recipes[:4] == lo.sample(RECIPE, WIDE, count=4).recipes
+    assert len(swept.trials) == swept.lanes == 12
+    told = optuna.load_study(study_name="mine", storage=storage).trials
+    rows = sorted(swept.table(), key=lambda row: row["trial"])
+    seen = [row["held_out_loss"] for row in rows]
+    assert {"ok", "stopped", "diverged"} == {row["status"] for row in rows}
+    for i, (trial, row) in enumerate(zip(told, rows, strict=True)):
+        assert trial.params["schedule.init"] == pytest.approx(row["schedule.init"], rel=1e-6)
+        assert trial.params["optimizer.b1"] == pytest.approx(row["optimizer.b1"], rel=1e-6)
+        assert "optimizer.b2" not in trial.params
+        if row["status"] == "diverged":
+            assert trial.value == pytest.approx(np.nanmax(seen[: i // 4 * 4 + 4]))
+            assert trial.user_attrs == {"diverged": True}
+        elif row["status"] == "stopped":
+            assert trial.state.name == "PRUNED"
+            assert trial.intermediate_values == {row["stopped_at"]: pytest.approx(row["held_out_loss"])}
+        else:
+            assert trial.value == pytest.approx(row["held_out_loss"])
+    best = swept.best_trial()
+    assert swept.state(best).params.shape == (64, 10)
+
+    with pytest.raises(Cut):
+        search(checkpoint=tmp_path / "kept", storage=storage, name="again", save_every=0, on_chunk=cut_in_the_second_round)
+    again = search(checkpoint=tmp_path / "kept", storage=storage, name="again")
+    same(swept.history, again.history)
+    np.testing.assert_array_equal(swept.stopped_at, again.stopped_at)
+    assert len(optuna.load_study(study_name="again", storage=storage).trials) == 12
+
+
+def cut_in_the_second_round(progress):
+    if progress.wave == 1 and progress.step > 6:
+        raise Cut
+
+
+def test_rounds_have_to_be_even():
+    pytest.importorskip("optuna")
+    with pytest.raises(ValueError, match="count must be a multiple of rounds, got count=12 and rounds=5"):
+        lo.search(LINEAR, RECIPE, WIDE, count=12, rounds=5, **KW)

@@ -29,7 +29,7 @@ def progress(
 
     The best loss is the least mean of a lane over one chunk. On a terminal a live bar, which is gone when the run is over;
     else, or with `quiet`, about ten plain lines a run.
-    groups: lanes of each structure, in the order they run; without it their number is found out as they come.
+    groups: lanes of each wave, in the order they run; without it their number is found out as they come.
     lane_steps: how many are to be expected where lanes are stopped early.
     """
     console = console or Console()
@@ -138,8 +138,8 @@ class _Tally:
     def place(self) -> str:
         step = f"step {self._waves[self._now].step}/{self.steps}"
         if len(self.groups) > 1:
-            return f"{step} of structure {self._now + 1}/{len(self.groups)}"
-        return f"{step} of structure {self._now + 1}" if self._now else step
+            return f"{step} of wave {self._now + 1}/{len(self.groups)}"
+        return f"{step} of wave {self._now + 1}" if self._now else step
 
     @property
     def rate(self) -> float | None:
