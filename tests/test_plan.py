@@ -53,7 +53,9 @@ def test_a_broken_file_of_plans_is_as_none(cache, content):
 def test_a_cache_folder_that_cannot_be_made_costs_only_the_memory(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert lo.plan_lanes(MODEL, TRIALS, **SWEEP, seconds=60.0).devices >= 1
+    group = planning.Group(MODEL, TRIALS.recipes, lo.data.as_batch(SWEEP["train"], "train"), None, SWEEP["run"], 1)
+    planning._remember(group, lo.LanePlan(2, 8), "why")
+    assert planning._remembered(group) is None
 
 
 def test_the_width_shrinks_until_the_program_fits(cache, monkeypatch):

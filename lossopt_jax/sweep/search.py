@@ -218,8 +218,9 @@ def _joined(parts: list[Swept]) -> Swept:
         diverged_at=np.concatenate([part.diverged_at for part in parts]),
         stopped_at=np.concatenate([part.stopped_at for part in parts]),
         states=[state for part in parts for state in part.states],
-        places=[(int(first) + group, place) for first, part in zip(before, parts, strict=False) for group, place in part.places],
+        places=[at and (int(first) + at[0], at[1]) for first, part in zip(before, parts, strict=False) for at in part.places],
         plan=last.plan,
         seconds=sum(part.seconds for part in parts),
         compile_seconds=sum(part.compile_seconds for part in parts),
+        history_every=last.history_every,
     )
