@@ -1,6 +1,5 @@
 """Search: which trials are tried and which are stopped early."""
 
-import re
 
 import jax
 import numpy as np
