@@ -21,7 +21,7 @@ from lossopt_jax import checkpoint, config
 from lossopt_jax.cli import main
 from lossopt_jax.compare import compare
 from lossopt_jax.plain import from_plain, to_plain
-from lossopt_jax.report import comparison, folder, plots, results, tables
+from lossopt_jax.report import folder, plots, results, tables
 from lossopt_jax.sweep.evidence import chances_of_best, smaller_rates, smallest_rate, wider
 
 X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
@@ -366,8 +366,12 @@ def test_comparing_says_what_differs_and_how_sure_it_is(tmp_path, monkeypatch, c
         f"sure to {100 * (1 - p):.3g}% (Welch's t-test over 3 seeds each)"
     ]
     assert "seems better than" in compare([close, first]).lines[0]
-    comparison.show(found)
+    monkeypatch.setattr(sys, "argv", ["lossopt", "compare", str(first), str(second)])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert not exited.value.code
     printed = capsys.readouterr().out
+    assert found.lines[0] in printed
     assert "1.1000 ±0.0577" in printed
     assert "momentum" in printed
 
