@@ -273,6 +273,16 @@ def test_fanova_gives_the_number_that_decides_the_variance():
     assert shares["optimizer.weight_decay"] < 0.05
 
 
+def test_what_mattered_of_a_choice_of_parts():
+    momentum = lo.variant(lo.optimizers.momentum, beta=lo.uniform(0.5, 0.99))
+    space = {"optimizer": lo.choice([lo.bind(lo.optimizers.sgd), momentum]), "schedule.value": lo.log_uniform(1e-3, 1.0)}
+    trials = lo.sample(RECIPE, space, count=32)
+    swept = made_up(trials, [trials.values(i)["optimizer"] == "sgd" for i in range(32)])
+    assert swept.importance()["optimizer"] == pytest.approx(1)
+    assert swept.fanova()["optimizer"] > 0.9
+    assert any(line.startswith("what mattered: optimizer (rank correlation 1.00)") for line in shown(swept))
+
+
 @pytest.mark.parametrize(
     ("path", "distribution", "end", "expected"),
     [
@@ -290,6 +300,7 @@ def test_fanova_gives_the_number_that_decides_the_variance():
 )
 def test_the_wider_range_to_try_is_one_that_a_config_takes(path, distribution, end, expected):
     recipe = RECIPE._replace(schedule=lo.bind(lo.schedules.warmup_cosine, peak=0.1, warmup=10, total=500))
+    assert wider("momentum.beta", lo.uniform(0.5, 0.99), "high", recipe._replace(optimizer=lo.bind(lo.optimizers.momentum))) == (0.5, 0.995)
     assert wider(path, distribution, end, recipe) == (None if expected is None else pytest.approx(expected))
 
 

@@ -35,13 +35,14 @@ def chances_of_best(values: np.ndarray, seed: int = 0) -> np.ndarray:
     return wins / RESAMPLES
 
 
-def fanova(rows: Sequence[Mapping[str, float]], space: Mapping[str, Distribution], metric: str) -> dict[str, float]:
+def fanova(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Distribution], metric: str) -> dict[str, float]:
     """The share of a metric's variance over trials that each swept number accounts for, by the random forest of Optuna's fANOVA."""
     import optuna
 
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kinds: dict[str, Any] = {path: _for_optuna(d) for path, d in space.items() if d.high > d.low}
+    everywhere = [path for path in space if all(isinstance(row[path], str) or math.isfinite(row[path]) for row in rows)]
+    kinds: dict[str, Any] = {path: _for_optuna(space[path]) for path in everywhere if space[path].high > space[path].low}
     try:
         study = optuna.create_study()
         for row in rows:
@@ -57,12 +58,14 @@ def _for_optuna(distribution: Distribution) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if distribution.kind == "choice":
-        return CategoricalDistribution(distribution.values)
+        return CategoricalDistribution(distribution.labels or distribution.values)
     return FloatDistribution(distribution.low, distribution.high, log=distribution.kind == "log_uniform")
 
 
-def _nearest(distribution: Distribution, value: float) -> float:
+def _nearest(distribution: Distribution, value: Any) -> Any:
     """The float64 that a float32 of a recipe was drawn as, which may lie a rounding outside of the range."""
+    if isinstance(value, str):
+        return value
     if distribution.kind == "choice":
         return min(distribution.values, key=lambda listed: abs(listed - value))
     return min(max(value, distribution.low), distribution.high)
@@ -82,6 +85,7 @@ def wider(path: str, distribution: Distribution, end: str, recipe: Recipe) -> tu
     A logarithmic range gains a decade, another its own width again.
     """
     low, high, kind = distribution.low, distribution.high, distribution.kind
+    path = _in_recipe(path, recipe)
     domain, own = domain_of(path), numbers(recipe)
     most = min(domain.high, float(own.get(f"{path.removesuffix('warmup')}total", math.inf)) if path.endswith("warmup") else math.inf)
     span = high - low + (kind == "int_uniform")
@@ -96,6 +100,13 @@ def wider(path: str, distribution: Distribution, end: str, recipe: Recipe) -> tu
     if further >= most:
         further = (high + most) / 2 if domain.high_open else most
     return low, float(f"{further:.4g}")
+
+
+def _in_recipe(path: str, recipe: Recipe) -> str:
+    """Of a number of one part among several, such as "momentum.beta", where it is in the recipe that drew it: "optimizer.beta"."""
+    label, _, rest = path.partition(".")
+    parts = {name: part for name, part in recipe._asdict().items() if isinstance(part, Bound)}
+    return path if label in parts else next((f"{n}.{rest}" for n, p in parts.items() if label.startswith(p.fn.__name__)), path)
 
 
 def smallest_rate(recipes: Sequence[Recipe], steps: int) -> float:

@@ -246,7 +246,8 @@ class Swept:
     def fanova(self) -> dict[str, float]:
         """The share of the default metric's variance that each swept number accounts for, interactions left out, most first.
 
-        By a random forest over the trials that did not diverge (Hutter, Hoos & Leyton-Brown 2014); needs `optuna`.
+        By a random forest over the trials that did not diverge (Hutter, Hoos & Leyton-Brown 2014); needs `optuna`. Numbers that only
+        some of the parts have are left out.
         """
         metric = self.default_metric()
         return fanova([row for row in self.table() if math.isfinite(row[metric])], self.trials.space, metric)
