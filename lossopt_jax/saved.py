@@ -1,6 +1,7 @@
 """A result as a folder, and back: `save` writes what the command line writes, `load` reads what either wrote."""
 
 import json
+import math
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -146,7 +147,8 @@ def _trials(path: Path) -> tuple[Trials, int]:
     rows = [(structures[row["structure"]], row["numbers"]) for row in plain["trials"]]
     recipes = [with_numbers(recipe, {k: number_from_plain(v) for k, v in values.items()}) if values else recipe for recipe, values in rows]
     space = {key: _distribution(fields) for key, fields in plain["space"].items()}
-    return Trials(tuple(recipes), space), plain["seeds"]
+    drawn = [{path: math.nan if value is None else value for path, value in row.items()} for row in plain["drawn"]]
+    return Trials(tuple(recipes), space, tuple(drawn)), plain["seeds"]
 
 
 def _distribution(fields: dict[str, Any]) -> Distribution:

@@ -205,7 +205,7 @@ def test_a_parts_own_numbers_exist_only_for_it():
     assert trials.recipes[[row["optimizer"] for row in rows].index("adamw")].optimizer.hparams["b1"] == np.float32(0.8)
 
 
-def test_a_sweep_of_parts_is_ranked_and_said():
+def test_a_sweep_of_parts_is_ranked_said_and_kept(tmp_path):
     import io
 
     from rich.console import Console
@@ -219,9 +219,13 @@ def test_a_sweep_of_parts_is_ranked_and_said():
     results.show_sweep(swept, console)
     text = console.file.getvalue()
     assert "6 stopped early" in text
-    first = next(line for line in text.splitlines() if line.startswith(" 1 "))
-    assert swept.table()[0]["optimizer"] in first.split()
+    assert re.search(r"\n *1 .*\b(sgd|adamw-2|adamw)\b", text)[1] == swept.table()[0]["optimizer"]
+    assert "one of 3" in text
+    assert len(re.findall(r" 9 *\n", text)) == 6  # the step at which they were stopped
     plots.sweep_figure(swept.table(), swept.trials.space)
+    again = lo.load(lo.save(swept, tmp_path / "kept"))
+    assert repr(again.table()) == repr(swept.table())
+    assert again.trials.space == swept.trials.space
 
 
 def test_samplers_and_distributions_stay_inside_cover_and_repeat():

@@ -172,6 +172,7 @@ def _recipes(swept: Any) -> dict[str, Any]:
         "space": {path: distribution._asdict() for path, distribution in swept.trials.space.items()},
         "structures": [to_plain(swept.trials.recipes[i]) for i in firsts],
         "trials": trials,
+        "drawn": list(swept.trials.drawn),
     }
 
 

@@ -220,6 +220,7 @@ def _joined(parts: list[Swept]) -> Swept:
         states=[state for part in parts for state in part.states],
         places=[at and (int(first) + at[0], at[1]) for first, part in zip(before, parts, strict=False) for at in part.places],
         plan=last.plan,
+        history_every=last.history_every,
         seconds=sum(part.seconds for part in parts),
         compile_seconds=sum(part.compile_seconds for part in parts),
         history_every=last.history_every,
