@@ -383,7 +383,9 @@ def cut_in_the_second_round(progress):
         raise Cut
 
 
-def test_rounds_have_to_be_even():
+def test_wrong_searches_are_named():
     pytest.importorskip("optuna")
     with pytest.raises(ValueError, match="count must be a multiple of rounds, got count=12 and rounds=5"):
         lo.search(LINEAR, RECIPE, WIDE, count=12, rounds=5, **KW)
+    with pytest.raises(ValueError, match="search: cannot open the storage 'nowhere'"):
+        lo.search(LINEAR, RECIPE, WIDE, count=12, rounds=3, storage="nowhere", **KW)

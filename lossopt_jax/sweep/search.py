@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def search(
     if rounds < 1 or count < rounds or count % rounds:
         raise ValueError(f"search: count must be a multiple of rounds, got count={count} and rounds={rounds}")
     optuna = _optuna()
+    store = None if storage is None else _opened(optuna, storage)
     columns = columns_of(recipe, space)
     rows = rows_of(columns, count // rounds, seed)
     plan = plan or plan_lanes(model, trials_of(recipe, space, rows), train=train, evaluate=evaluate, run=run, seeds=seeds)
@@ -59,7 +61,8 @@ def search(
     plan = LanePlan(plan.devices, min(plan.width, -(-len(rows) * seeds // plan.devices)))
     tell = _Waves((on_chunk,) if callable(on_chunk) else tuple(on_chunk))
     parts: list[Swept] = []
-    with _quiet(optuna):
+    with _quiet(optuna), ThreadPoolExecutor(1) as background:
+        written: list[Future[None]] = []
         study: Any = None
         asked: list[Any] = []
         for i in range(rounds):
@@ -75,14 +78,11 @@ def search(
                 direction = "maximize" if parts[0].default_metric() in HIGHER_IS_BETTER else "minimize"
                 study = optuna.create_study(direction=direction, sampler=sampler or optuna.samplers.TPESampler(seed=seed), study_name=name)
                 study.add_trials(found)
-            for trial, its in zip(asked, found, strict=False):
-                for step, value in its.intermediate_values.items():
-                    trial.report(value, step)
-                for key, value in its.user_attrs.items():
-                    trial.set_user_attr(key, value)
-                study.tell(trial, its.value if its.state.name == "COMPLETE" else None, state=its.state)
-            if storage is not None:
-                _export(optuna, study, storage)
+            _tell(study, asked, found)
+            if store is not None:  # some ten milliseconds a trial, which the next round need not wait for
+                written.append(background.submit(_export, optuna, study, study.trials, store))
+        for export in written:
+            export.result()
     return _joined(parts)
 
 
@@ -195,10 +195,26 @@ def _told(optuna: Any, space: Space, rows: list[dict[str, float]], parts: list[S
     return trials
 
 
-def _export(optuna: Any, study: Any, storage: str) -> None:
+def _tell(study: Any, asked: list[Any], found: list[Any]) -> None:
+    for trial, its in zip(asked, found, strict=False):  # none was asked for in the first round
+        for step, value in its.intermediate_values.items():
+            trial.report(value, step)
+        for key, value in its.user_attrs.items():
+            trial.set_user_attr(key, value)
+        study.tell(trial, its.value if its.state.name == "COMPLETE" else None, state=its.state)
+
+
+def _opened(optuna: Any, storage: str) -> Any:
+    try:
+        return optuna.storages.get_storage(storage)
+    except Exception as error:  # of whatever database it is
+        raise ValueError(f"search: cannot open the storage {storage!r}: {str(error).splitlines()[0]}") from None
+
+
+def _export(optuna: Any, study: Any, trials: list[Any], store: Any) -> None:
     """Write the trials that the storage does not have yet; those of a search that is gone on with are the same."""
-    there = optuna.create_study(study_name=study.study_name, storage=storage, direction=study.direction, load_if_exists=True)
-    there.add_trials(study.trials[len(there.get_trials(deepcopy=False)) :])
+    there = optuna.create_study(study_name=study.study_name, storage=store, direction=study.direction, load_if_exists=True)
+    there.add_trials(trials[len(there.get_trials(deepcopy=False)) :])
 
 
 def _joined(parts: list[Swept]) -> Swept:
