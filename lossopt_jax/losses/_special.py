@@ -11,21 +11,29 @@ from jax.custom_derivatives import SymbolicZero
 
 
 @jax.custom_jvp
-def huber_of(x: jax.Array, delta: jax.Array) -> jax.Array:
-    """c (x - c / 2) with c = clip(x, -delta, delta): both parts of Huber's loss in one expression, whose slope in x is c."""
-    c = jnp.clip(x, -delta, delta)
-    return c * (x - c / 2)
+def huber_of(x: jax.Array, y: jax.Array, delta: jax.Array) -> jax.Array:
+    """c (|e| - c / 2) with c = min(|e|, delta), e = x - y: both parts of Huber's loss in one expression, of slope clip(e, -delta, delta).
+
+    Written so that XLA on a CPU sums it without a temporary: it takes absolute values and minima into its sums, but no clamp, and
+    nothing that the gradient has too, hence y - x and the halves.
+    """
+    size = jnp.abs(y - x)
+    half = jnp.minimum(size / 2, delta / 2)
+    return (half + half) * (size - half)
 
 
 def _huber_of_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    (x, delta), (dx, ddelta) = primals, tangents
-    out = huber_of(x, delta)
-    c = jnp.clip(x, -delta, delta)
+    (x, y, delta), (dx, dy, ddelta) = primals, tangents
+    out = huber_of(x, y, delta)
+    e = x - y
+    c = jnp.clip(e, -delta, delta)
     tangent = jnp.zeros_like(out)
     if not isinstance(dx, SymbolicZero):
         tangent += c * dx
+    if not isinstance(dy, SymbolicZero):
+        tangent -= c * dy
     if not isinstance(ddelta, SymbolicZero):
-        tangent += jnp.abs(x - c) * ddelta
+        tangent += jnp.abs(e - c) * ddelta
     return out, tangent
 
 

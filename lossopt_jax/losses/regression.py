@@ -54,8 +54,8 @@ def huber(outputs: jax.Array, targets: jax.Array, *, delta: Scalar = 1.0) -> jax
     >>> huber(jnp.array([0.5, 3.0]), jnp.array([0.0, 0.0]), delta=1.0)
     Array([0.125, 2.5  ], dtype=float32)
     """
-    e = _error(outputs, targets, "huber")
-    return huber_of(e, jnp.asarray(delta, e.dtype))
+    x, y = _pair(outputs, targets, "huber")
+    return huber_of(x, y, jnp.asarray(delta, x.dtype))
 
 
 def smooth_l1(outputs: jax.Array, targets: jax.Array, *, beta: Scalar = 1.0) -> jax.Array:
@@ -191,5 +191,10 @@ def adaptive_robust(outputs: jax.Array, targets: jax.Array, *, alpha: Scalar = 1
 
 
 def _error(outputs: jax.Array, targets: jax.Array, loss: str) -> jax.Array:
+    x, y = _pair(outputs, targets, loss)
+    return x - y
+
+
+def _pair(outputs: jax.Array, targets: jax.Array, loss: str) -> tuple[jax.Array, jax.Array]:
     check_same_shape(outputs, targets, loss=loss)
-    return to_float32(outputs) - to_float32(targets)
+    return to_float32(outputs), to_float32(targets)
