@@ -165,11 +165,13 @@ def soft_nll(logits: jax.Array, weights: jax.Array) -> jax.Array:
     It is W lse - sum_j weights_j (logit_j - m), W = sum weights: two terms >= 0. The gradient W p_j - weights_j is taken as
     (W - weights_j) p_j - weights_j (1 - p_j), which is exact for a one-hot too.
     """
-    shifted, _, more = _top_parts(logits)
-    # A product with the lowest number instead of -inf is 0 for a weight of 0, without a choice for each element.
+    more = _top_parts(logits)[2]
+    # A product with the lowest number instead of -inf is 0 for a weight of 0, without a choice for each element. The difference is
+    # not written as in `_top_parts`: XLA would keep what both have in common as an array, and it is as large as the logits.
     low = jnp.finfo(logits.dtype).min
-    below = (weights * jnp.maximum(shifted, low)).sum(-1)
-    return weights.sum(-1) * jnp.log1p(more)[..., 0] - jnp.where(below < low * 1e-6, -jnp.inf, below)
+    below = (weights * jnp.maximum(logits + -peak_of(logits), low)).sum(-1)
+    if_infinite = jnp.minimum(below - low * 1e-6, 0) * -low  # 0 or -inf: a choice here would split the pass in two
+    return weights.sum(-1) * jnp.log1p(more)[..., 0] - (below + if_infinite)
 
 
 def _soft_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]

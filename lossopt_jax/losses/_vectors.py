@@ -22,10 +22,15 @@ def norm(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
 
 def unit_vectors(x: jax.Array) -> jax.Array:
     """x / |x| over the last axis; 0 where x is 0, with gradient 0."""
-    largest = lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True, initial=0))
-    x = x / jnp.where(largest == 0, 1, largest)
+    peak = largest(x)
+    x = x / jnp.where(peak == 0, 1, peak)
     square = jnp.square(x).sum(-1, keepdims=True)
     return x * lax.rsqrt(jnp.where(square == 0, 1, square))
+
+
+def largest(x: jax.Array) -> jax.Array:
+    """The largest size in a vector, [*b, 1]: 0 for the vector 0 alone. A constant to differentiation."""
+    return lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True, initial=0))
 
 
 def all_cosines(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -219,7 +219,8 @@ def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Array([0.6931], dtype=float32)
     """
     z, q = _distributions(logits, targets, "kl_divergence")
-    return soft_nll(z, q) + (q * log_or(q, 0)).sum(-1)
+    # Not `log_or`: 0 log 0 is 0 for any finite logarithm, and without a choice XLA sums it in a loop that it can vectorise.
+    return soft_nll(z, q) + (q * jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny))).sum(-1)
 
 
 def js_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._types import Scalar, check_same_shape, to_float32
 from ._labels import class_targets, is_labels, weigh_classes, weighed_by
 from ._stable import hot, label_nll, softplus_pair
-from ._vectors import all_cosines, norm, unit_vectors, vectors
+from ._vectors import all_cosines, largest, norm, unit_vectors, vectors
 
 __all__ = ["arcface", "clip", "contrastive", "cosface", "cosine", "cosine_embedding", "info_nce", "ntxent", "siglip"]
 
@@ -171,7 +171,7 @@ def arcface(outputs: jax.Array, targets: jax.Array, *, scale: Scalar = 64.0, mar
 
 
 def _cosine_distance(x: jax.Array, y: jax.Array) -> jax.Array:
-    zero = (x == 0).all(-1) | (y == 0).all(-1)
+    zero = (largest(x) == 0)[..., 0] | (largest(y) == 0)[..., 0]
     return jnp.where(zero, 1, jnp.square(unit_vectors(x) - unit_vectors(y)).sum(-1) / 2)
 
 
