@@ -6,6 +6,8 @@ Every loss that optax 0.2.8 or torch 2.13 also has, on the same arrays (each ove
 process of its own, and the best of the rounds counts: on a shared machine the others measure the neighbours. A ratio is of our time to
 the faster of the other two. Memory traffic is what a gradient must at least move (outputs and targets in, the gradient out) as a share
 of what a triad a = b + 2 c reaches in this run. --cpu counts processor seconds instead of the clock's, for a machine that is busy.
+Arrays this large come fresh from the system at every call, page by page, or not, as malloc's history has it; to measure losses and not
+that, for all contenders alike: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_ARENA_MAX=1 python tests/benchmarks/losses.py
 PYTHON is one with torch; $LOSSOPT_TORCH says so too, and without either torch's column is left out.
 """
 
@@ -70,7 +72,6 @@ LOSSES = {
     "poly": (ours(losses.poly), theirs(lambda z, y: optax.losses.poly_loss_cross_entropy(z, jax.nn.one_hot(y, z.shape[-1]), epsilon=1.0))),
     "kl_divergence": (ours(losses.kl_divergence), theirs(lambda z, q: optax.kl_divergence(log_softmax(z), q))),
     "multiclass_hinge": (ours(losses.multiclass_hinge), theirs(optax.losses.multiclass_hinge_loss)),
-    "sparsemax": (ours(losses.sparsemax), None),
     "multi_margin": (ours(losses.multi_margin), None),
     "multilabel_soft_margin": (ours(losses.multilabel_soft_margin), None),
     "ntxent": (
