@@ -9,6 +9,10 @@ from ._types import Batch as Batch
 from ._types import Scalar as Scalar
 from ._types import Vector as Vector
 from .combine import weighted_sum as weighted_sum
+from .lr_finder import LRFinding as LRFinding
+from .lr_finder import LRRangeTest as LRRangeTest
+from .lr_finder import find_lr as find_lr
+from .lr_finder import lr_range_test as lr_range_test
 from .models import Model as Model
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx

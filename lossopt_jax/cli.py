@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .config import Experiment
 
 MONTH = 30 * 24 * 3600.0  # seconds
+GO_ON = "stopped by Ctrl-C; what was saved of this run is gone on with by --resume and its --out"
 
 app = typer.Typer(
     help="Losses, optimizers and learning-rate schedules for JAX: train one recipe, or sweep a hundred as lanes of one program.",
@@ -27,7 +29,7 @@ app = typer.Typer(
 
 Config = Annotated[Path, typer.Argument(help="A TOML file such as configs/digits_mlp.toml.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated.")]
-Out = Annotated[Path | None, typer.Option(help="The folder to write [default: runs/<name>-<time>].", show_default=False)]
+Out = Annotated[Path | None, typer.Option(help="The folder to write; runs/<name>-<time> unless given.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what a folder holds of this run; a finished one is left as it is.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the results in a folder that exists.")]
 SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="How often what is done so far is saved, for --resume.", min=0)]
@@ -143,6 +145,52 @@ def sweep(
                 folder.remove_state(place)
         if (place / "best.toml").exists():
             typer.echo(f"the best recipe by itself: lossopt train {place / 'best.toml'}")
+        typer.echo(place)
+
+
+@app.command("find-lr")
+def find_lr(
+    config: Config,
+    low: Annotated[float, typer.Option(help="The lowest rate.")] = 1e-7,
+    high: Annotated[float, typer.Option(help="The highest rate.")] = 10.0,
+    count: Annotated[int, typer.Option(help="How many rates, evenly apart on a logarithmic scale.")] = 64,
+    seeds: Annotated[int, typer.Option(help="How many seeds every rate is tried under.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="The budget of every rate; run.steps unless given.", show_default=False)] = None,
+    set_: Set = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the learning rate of a config: many constant rates at once, each trained for its steps."""
+    with _one_line_errors("stopped by Ctrl-C"), _interruptible() as stop_if_interrupted:
+        _prepare_jax()
+        from . import config as configs
+        from . import lr_finder
+        from .report import finding, folder, progress
+
+        lr_finder.check_range(low, high, count, seeds)
+        experiment = configs.load(config, set_ or (), sweep=False)
+        # Not an override: the schedule, which is put aside while looking, need not fit the shorter run.
+        run = experiment.run if steps is None else replace(experiment.run, steps=steps)
+        place = _claimed(experiment, out, resume=False, overwrite=overwrite)
+        many = f" x {seeds} seeds = {count * seeds} lanes" if seeds > 1 else " as lanes"
+        typer.echo(f"{experiment.name}: {count} rates from {low:g} to {high:g}{many}, {run.steps} steps of {run.batch_size} examples")
+        with progress.progress(run.steps, count * seeds, quiet=quiet) as tell:
+            found = lr_finder.find_lr(
+                experiment.model,
+                experiment.recipe,
+                train=experiment.task.train,
+                evaluate=experiment.task.evaluate,
+                run=run,
+                low=low,
+                high=high,
+                count=count,
+                seeds=seeds,
+                on_chunk=[tell, stop_if_interrupted],
+            )
+        finding.show_finding(found)
+        finding.write_finding(place, experiment, found)
+        folder.remove_state(place)
         typer.echo(place)
 
 
@@ -268,7 +316,7 @@ def _shown(default: Any) -> str:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(stopped: str = GO_ON) -> Iterator[None]:
     """What the user can mend is one line on standard error: exit code 2 for a wrong config or data, 1 for a folder, 130 for Ctrl-C."""
     before = warnings.showwarning
 
@@ -287,7 +335,7 @@ def _one_line_errors() -> Iterator[None]:
     except OSError as error:
         code, message = (2 if isinstance(error, FileExistsError) else 1), str(error)
     except KeyboardInterrupt:
-        code, message = 130, "stopped by Ctrl-C; what was saved of this run is gone on with by --resume and its --out"
+        code, message = 130, stopped
     else:
         return
     finally:

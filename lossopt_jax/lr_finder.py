@@ -123,6 +123,15 @@ def find_lr(
     (True, 'schedule.init')
     """
     check_recipe(recipe)
+    check_range(low, high, count, seeds)
+    rates = np.geomspace(low, high, count)
+    trials = [recipe._replace(schedule=bind(schedules.constant, value=rate)) for rate in rates]
+    swept = sweep(model, trials, train=train, evaluate=evaluate, run=run, seeds=seeds, plan=plan, on_chunk=on_chunk)
+    return judged(recipe, rates, swept)
+
+
+def check_range(low: float, high: float, count: int, seeds: int) -> None:
+    """Raise ValueError for rates that cannot be tried."""
     if not (math.isfinite(low) and low > 0):
         raise ValueError(f"find_lr: low must be above 0 and finite, got {low}")
     if not (math.isfinite(high) and high > low):
@@ -131,10 +140,6 @@ def find_lr(
         raise ValueError(f"find_lr: count must be at least 3, since a rate is judged with its neighbours, got {count}")
     if seeds < 1:
         raise ValueError(f"find_lr: seeds must be at least 1, got {seeds}")
-    rates = np.geomspace(low, high, count)
-    trials = [recipe._replace(schedule=bind(schedules.constant, value=rate)) for rate in rates]
-    swept = sweep(model, trials, train=train, evaluate=evaluate, run=run, seeds=seeds, plan=plan, on_chunk=on_chunk)
-    return judged(recipe, rates, swept)
 
 
 def judged(recipe: Recipe, rates: np.ndarray, swept: Swept) -> LRFinding:

@@ -177,6 +177,26 @@ def test_every_lane_diverging_is_an_answer(tmp_path, lossopt):
     assert json.loads((tmp_path / "hot" / "summary.json").read_text())["lanes_diverged"] == 4
 
 
+def test_find_lr_gives_a_line_for_the_config_and_diverging_everywhere_is_an_answer(tmp_path, lossopt):
+    few = ["--steps", "20", "--count", "8", "--seeds", "2", "--out"]  # fewer steps than the config's warm-up: it is put aside
+    done = lossopt("find-lr", DIGITS, *few, "found")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "digits_mlp: 8 rates from 1e-07 to 10 x 2 seeds = 16 lanes, 20 steps of 64 examples"
+    assert lines[-1] == "found"
+    summary = json.loads((tmp_path / "found" / "summary.json").read_text())
+    assert summary["config_line"] in lines
+    assert tomllib.loads(summary["config_line"])["schedule"]["peak"] == pytest.approx(summary["suggested"], rel=0.06)
+    assert (summary["what"], summary["steps"], summary["count"], summary["seeds"]) == ("find-lr", 20, 8, 2)
+    rates = list(csv.DictReader((tmp_path / "found" / "rates.csv").read_text().splitlines()))
+    assert [float(row["learning_rate"]) for row in rates] == pytest.approx(np.geomspace(1e-7, 10, 8))
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"config.toml", "rates.csv", "summary.json", "find_lr.png"}
+    hot = lossopt("find-lr", DIGITS, *few, "found", "--low", "1e30", "--high", "1e32", "--overwrite")
+    assert hot.returncode == 0, hot.stderr
+    assert "no learning rate to suggest" in hot.stdout
+    assert json.loads((tmp_path / "found" / "summary.json").read_text())["suggested"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -184,6 +204,7 @@ def test_every_lane_diverging_is_an_answer(tmp_path, lossopt):
         (["sweep", DIGITS, "--set", "schedule.peek=1"], 2, "did you mean 'peak'"),
         (["sweep", DIGITS, "--plan", "devices=99,width=1"], 2, "devices must be 1 to"),
         (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
+        (["find-lr", DIGITS, "--low", "3", "--high", "2"], 2, "high must be above low"),
         (["train", DIGITS, "--out", "/dev/null/x"], 1, "/dev/null/x"),
         (["list", "loses"], 2, "did you mean 'losses'"),
     ],
@@ -206,7 +227,7 @@ def test_an_error_of_a_process(tmp_path):
 def test_help_and_list(lossopt):
     helped = lossopt("--help")
     assert helped.returncode == 0
-    assert {"train", "sweep", "list"} <= set(helped.stdout.split())
+    assert {"train", "sweep", "find-lr", "list"} <= set(helped.stdout.split())
     listed = lossopt("list").stdout
     assert "cross_entropy(label_smoothing=0.0" in listed
     assert "adamw(" in listed

@@ -19,7 +19,7 @@ from ..checkpoint import write_whole as write_whole
 # All that a run writes; `--overwrite` removes these and nothing else.
 RESULTS = (
     *("config.toml", "best.toml", "recipes.json", "trials.csv", "trials.parquet", "history.npz", "summary.json", "metrics.jsonl"),
-    *("params.msgpack", "best_params.msgpack", "curves.png", "sweep.png"),
+    *("params.msgpack", "best_params.msgpack", "curves.png", "sweep.png", "rates.csv", "find_lr.png"),
 )
 # Of the files that `load` reads; a change that an older version would read wrongly counts it up.
 FORMAT = 1
@@ -64,7 +64,7 @@ def claim(folder: str | Path, *, overwrite: bool = False, resume: bool = False, 
     try:
         taken = any(folder.iterdir())
         if taken and not (overwrite or resume or join):
-            raise FileExistsError(f"the folder {folder} is not empty: give --overwrite to write over its results, --resume to go on in it")
+            raise FileExistsError(f"the folder {folder} is not empty: give --overwrite to write over its results, --resume to go on")
         for name in RESULTS if taken and not join else ():  # what a killed run was in the middle of writing
             for leftover in folder.glob(_temporary(name, "?" * 8)):
                 leftover.unlink(missing_ok=True)
