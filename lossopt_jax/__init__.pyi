@@ -9,6 +9,9 @@ from ._types import Batch as Batch
 from ._types import Scalar as Scalar
 from ._types import Vector as Vector
 from .combine import weighted_sum as weighted_sum
+from .diagnose import Diagnosis as Diagnosis
+from .diagnose import Verdict as Verdict
+from .diagnose import diagnose as diagnose
 from .lr_finder import LRFinding as LRFinding
 from .lr_finder import LRRangeTest as LRRangeTest
 from .lr_finder import find_lr as find_lr

@@ -195,6 +195,21 @@ def find_lr(
 
 
 @app.command()
+def diagnose(folder: Annotated[Path, typer.Argument(help="What train or sweep wrote, such as runs/mine.", show_default=False)]) -> None:
+    """Say what is wrong with a run, or with each lane of a sweep, and what to try next."""
+    with _one_line_errors():
+        _prepare_jax()
+        from . import config as configs
+        from .diagnose import diagnose
+        from .report.diagnosis import show_diagnosis
+
+        targets = None
+        with suppress(configs.ConfigError):  # a folder that no config made has its curves all the same
+            targets = configs.load(folder / "config.toml").task.train[1]
+        show_diagnosis(diagnose(folder, targets=targets))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or sweeps, two or more.", show_default=False)],
 ) -> None:

@@ -14,8 +14,6 @@ from .step import check_recipe
 from .sweep import LanePlan, Swept, sweep
 from .train import Progress, Run, fit
 
-# The number of a schedule that a constant rate stands for; the first that a schedule has.
-LEADING = ("peak", "value", "init", "values")
 # The rule. Losses are capped at half above the best, so that a cliff weighs no more than a bad neighbour, and smoothed over rates by a
 # Gaussian a quarter of a decade wide; both were chosen on seeds and tasks of their own (tests/benchmarks/lr_finder.py).
 CAP = 0.5
@@ -269,7 +267,7 @@ def _verdicts(
 def _with_rate(recipe: Recipe, rate: float) -> tuple[str, Recipe]:
     """The path of the number that a constant rate stands for, and the recipe with it; the recipe as it is where there is no rate."""
     numbers = recipe.schedule.hparams
-    name = next((name for name in LEADING if name in numbers and not isinstance(numbers[name], tuple)), None)
+    name = next((name for name in schedules.LEADING if name in numbers and not isinstance(numbers[name], tuple)), None)
     if not math.isfinite(rate):
         return f"schedule.{name or 'value'}", recipe
     if name is None:

@@ -46,6 +46,9 @@ __all__ = [
     "wsd",
 ]
 
+# The number of a schedule that a constant rate stands for: the first of these that it has.
+LEADING = ("peak", "value", "init", "values")
+
 _LAST = 2.0**31 - 128  # the largest float32 that an int32 holds
 
 

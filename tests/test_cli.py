@@ -108,6 +108,18 @@ def test_sweep_writes_its_folder(swept):
         assert (place / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_diagnose_counts_the_lanes_of_a_sweep_and_says_what_to_try(swept, lossopt):
+    folder, _ = swept
+    (place,) = (folder / "runs").iterdir()
+    done = lossopt("diagnose", str(place))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "of 8 lanes"
+    assert any(line.startswith("the best, lane ") for line in lines)
+    assert any(line.strip().startswith("try       schedule.peak = ") for line in lines)
+    assert len(lines) < 25
+
+
 def test_the_written_config_reproduces_the_run(swept, tmp_path, lossopt):
     folder, _ = swept
     (place,) = (folder / "runs").iterdir()
@@ -178,18 +190,18 @@ def test_every_lane_diverging_is_an_answer(tmp_path, lossopt):
 
 
 def test_find_lr_gives_a_line_for_the_config_and_diverging_everywhere_is_an_answer(tmp_path, lossopt):
-    few = ["--steps", "20", "--count", "8", "--seeds", "2", "--out"]  # fewer steps than the config's warm-up: it is put aside
+    few = ["--steps", "20", "--count", "4", "--seeds", "1", "--out"]  # fewer steps than the config's warm-up: it is put aside
     done = lossopt("find-lr", DIGITS, *few, "found")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "digits_mlp: 8 rates from 1e-07 to 10 x 2 seeds = 16 lanes, 20 steps of 64 examples"
+    assert lines[0] == "digits_mlp: 4 rates from 1e-07 to 10 as lanes, 20 steps of 64 examples"
     assert lines[-1] == "found"
     summary = json.loads((tmp_path / "found" / "summary.json").read_text())
     assert summary["config_line"] in lines
     assert tomllib.loads(summary["config_line"])["schedule"]["peak"] == pytest.approx(summary["suggested"], rel=0.06)
-    assert (summary["what"], summary["steps"], summary["count"], summary["seeds"]) == ("find-lr", 20, 8, 2)
+    assert (summary["what"], summary["steps"], summary["count"], summary["seeds"]) == ("find-lr", 20, 4, 1)
     rates = list(csv.DictReader((tmp_path / "found" / "rates.csv").read_text().splitlines()))
-    assert [float(row["learning_rate"]) for row in rates] == pytest.approx(np.geomspace(1e-7, 10, 8))
+    assert [float(row["learning_rate"]) for row in rates] == pytest.approx(np.geomspace(1e-7, 10, 4))
     assert {path.name for path in (tmp_path / "found").iterdir()} == {"config.toml", "rates.csv", "summary.json", "find_lr.png"}
     hot = lossopt("find-lr", DIGITS, *few, "found", "--low", "1e30", "--high", "1e32", "--overwrite")
     assert hot.returncode == 0, hot.stderr
@@ -206,6 +218,7 @@ def test_find_lr_gives_a_line_for_the_config_and_diverging_everywhere_is_an_answ
         (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
         (["find-lr", DIGITS, "--low", "3", "--high", "2"], 2, "high must be above low"),
         (["train", DIGITS, "--out", "/dev/null/x"], 1, "/dev/null/x"),
+        (["diagnose", "nowhere"], 2, "nowhere is not the folder of a finished run"),
         (["list", "loses"], 2, "did you mean 'losses'"),
     ],
 )
@@ -227,7 +240,7 @@ def test_an_error_of_a_process(tmp_path):
 def test_help_and_list(lossopt):
     helped = lossopt("--help")
     assert helped.returncode == 0
-    assert {"train", "sweep", "find-lr", "list"} <= set(helped.stdout.split())
+    assert {"train", "sweep", "find-lr", "diagnose", "list"} <= set(helped.stdout.split())
     listed = lossopt("list").stdout
     assert "cross_entropy(label_smoothing=0.0" in listed
     assert "adamw(" in listed

@@ -15,7 +15,7 @@ LAYERS = [
     {"train"},
     {"sweep"},
     {"report"},
-    {"lr_finder", "saved"},
+    {"lr_finder", "diagnose", "saved"},
     {"config"},
     {"compare"},
     {"cli"},

@@ -1,0 +1,72 @@
+"""A diagnosis: the verdicts of all lanes of a result."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..recipe import Recipe
+from ..schedules import LEADING
+from ..sweep import Swept
+from ..train import Fitted
+from .curves import Given, Lane, as_lanes, given_of, loss_name, read
+from .rules import KINDS, Verdict, judge, mismatch, ordered
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """verdicts: of every lane, the one that matters most first, at least one. losses: [lanes], by which lanes are compared: the last
+    held-out loss, or the mean training loss of the last tenth; NaN for a lane that is not finite."""
+
+    verdicts: list[list[Verdict]]
+    losses: np.ndarray
+
+    def counts(self) -> dict[str, int]:
+        """How many lanes have each kind as their first verdict, gravest first."""
+        found = Counter(lane[0].kind for lane in self.verdicts)
+        return {kind: found[kind] for kind in KINDS if found[kind]}
+
+    @property
+    def best(self) -> int | None:
+        """The lane of the least loss, None where no loss is finite."""
+        return int(np.nanargmin(self.losses)) if np.isfinite(self.losses).any() else None
+
+
+def diagnose(what: Swept | Fitted | Mapping[str, Any] | str | Path, *, recipe: Recipe | None = None, targets: Any = None) -> Diagnosis:
+    """Judge each lane of a sweep, a run, a history (metric -> [steps] or [lanes, steps], named as `train_step` does) or a run's folder.
+
+    The loss alone is enough for some verdicts; the others need learning_rate, grad_norm and update_norm. A history that ends in NaN is of
+    a run that diverged.
+    recipe: what ran, so that advice names its numbers; a sweep and a folder know theirs. targets: of the training data, to see labels
+    that are fitted as amounts.
+    No step records the norm of the parameters, so there is no update-to-parameter ratio; in its place is what the updates promised: to
+    the first order a step lowers the loss by at most update_norm * grad_norm.
+
+    >>> import numpy as np
+    >>> falling = {"loss": np.linspace(1.0, 0.9, 200), "grad_norm": np.ones(200), "update_norm": np.full(200, 5e-4)}
+    >>> diagnose(falling).verdicts[0][0].kind
+    'too low'
+    """
+    given = read(Path(what)) if isinstance(what, str | Path) else given_of(what)
+    if recipe is not None:
+        given = given._replace(names=tuple(recipe.schedule.hparams), loss=loss_name(recipe))
+    return judged(given, targets)
+
+
+def judged(given: "Given", targets: Any = None) -> Diagnosis:
+    """The diagnosis of plain arrays."""
+    lanes = as_lanes(given)
+    path = next((f"schedule.{name}" for name in LEADING if name in given.names), "the learning rate")
+    wrong = mismatch(given.loss, targets)
+    verdicts = [[*wrong, *judge(lane, path)] if lane.diverged_at < 0 else judge(lane, path) for lane in lanes]
+    return Diagnosis([ordered(found) for found in verdicts], np.array([_last_loss(lane) for lane in lanes]))
+
+
+def _last_loss(lane: Lane) -> float:
+    if lane.diverged_at >= 0 or not len(lane.loss):
+        return math.nan
+    return float(lane.held_out[-1]) if len(lane.held_out) else float(lane.loss[-max(1, len(lane.loss) // 10) :].mean())
