@@ -143,6 +143,10 @@ def test_train_writes_metrics_and_parameters_and_guards_its_folder(tmp_path, los
     assert trained["params"]["Dense_0"]["kernel"].shape == (64, 64)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
 
+    diagnosed = lossopt("diagnose", "here").stdout.splitlines()
+    assert diagnosed[0] == "  too low: the rate is too low: hardly moved, or still falling steadily"
+    assert any(line.startswith("    try       schedule.peak = ") for line in diagnosed)
+
     before = (here / "summary.json").read_text()
     refused = lossopt("train", DIGITS, *SMALL, "--out", "here")
     assert refused.returncode == 2
@@ -218,7 +222,7 @@ def test_find_lr_gives_a_line_for_the_config_and_diverging_everywhere_is_an_answ
         (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
         (["find-lr", DIGITS, "--low", "3", "--high", "2"], 2, "high must be above low"),
         (["train", DIGITS, "--out", "/dev/null/x"], 1, "/dev/null/x"),
-        (["diagnose", "nowhere"], 2, "nowhere is not the folder of a finished run"),
+        (["diagnose", "nowhere"], 1, "there is no folder nowhere"),
         (["list", "loses"], 2, "did you mean 'losses'"),
     ],
 )

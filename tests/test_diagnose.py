@@ -1,14 +1,13 @@
 """Verdicts against theory (a quadratic), on planted curves, and on what sweeps, runs and folders hold."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lossopt_jax as lo
-from lossopt_jax.diagnose.curves import as_lanes, given_of, measure
+from lossopt_jax.diagnose.curves import Given, as_lanes, given_of, measure
 from lossopt_jax.diagnose.rules import KINDS
+from lossopt_jax.diagnose.verdicts import judged
 
 STEPS = 200
 CURVATURES = np.array([4.0, 0.5], np.float32)
@@ -33,7 +32,7 @@ def test_on_a_quadratic_what_diverges_is_what_lies_above_two_over_the_largest_cu
     assert kinds(descent([0.4, 0.49, 0.51, 0.6, 5.0, 1e-4])) == ["right", "right", "diverged", "diverged", "diverged", "too low"]
 
 
-def test_a_real_sweep_of_a_quadratic():
+def test_a_real_sweep_of_a_quadratic_and_its_folder(tmp_path):
     init = lambda key, inputs: ({"p": jnp.ones(2)}, {})  # noqa: E731
     apply = lambda params, state, inputs, *, key, train: (params["p"][None] * inputs[:, :1], state)  # noqa: E731
 
@@ -55,6 +54,7 @@ def test_a_real_sweep_of_a_quadratic():
     assert diagnosis.verdicts[3][0].advice.startswith("schedule.value = 1e+05")
     # 200 steps of 1e-4 * 16.25 / 2.25 promise a little less than 0.144 e-folds; 12 would take 83 times the rate, or a little more.
     assert 1e-4 * 83 < float(diagnosis.verdicts[0][0].advice.removeprefix("schedule.value = ")) < 1e-4 * 90
+    assert lo.diagnose(lo.save(swept, tmp_path / "kept")).verdicts == diagnosis.verdicts
     # What is measured is what theory says: an update promises rate |g|**2 against 0.5 (4 p0**2 + 0.5 p1**2).
     (lane, *_) = as_lanes(given_of(swept))
     assert measure(lane).leap == pytest.approx(1e-4 * (16 + 0.25) / 2.25, rel=1e-3)
@@ -125,25 +125,20 @@ def test_labels_fitted_as_amounts():
     assert kinds(history, recipe=recipe._replace(loss=lo.bind(lo.losses.cross_entropy)), targets=labels) == ["right"]
 
 
-def test_folders_of_both_kinds_and_what_is_none(tmp_path):
-    at = np.arange(STEPS)
-    loss = 0.1 + 0.9 * np.exp(-at / 20)
-    (tmp_path / "config.toml").write_text('[loss]\nname = "mse"\n[schedule]\nname = "cosine"\ninit = 0.1\ntotal = 200\n')
-    # Two lanes with every second step recorded, the one's held-out loss turned; the other was stopped early and has not diverged.
+def test_what_turned_and_what_was_stopped_and_what_is_no_result():
+    loss = 0.1 + 0.9 * np.exp(-np.arange(0, STEPS, 2) / 20)  # every second step recorded
     held_out = np.stack([np.where(np.arange(10) < 5, 1.0, 2.0), np.where(np.arange(10) < 5, 1.0, np.nan)])
-    arrays = {"loss": np.stack([loss[::2], np.where(at[::2] < 100, loss[::2], np.nan)]), "held_out_loss": held_out}
-    arrays |= {"evaluation_steps": np.arange(20, 201, 20), "diverged_at": np.array([-1, -1]), "stopped_at": np.array([-1, 100])}
-    np.savez(tmp_path / "history.npz", **arrays)
-    diagnosis = lo.diagnose(tmp_path)
+    given = Given(
+        history={"loss": np.stack([loss, np.where(np.arange(100) < 50, loss, np.nan)])},
+        evaluations={"loss": held_out},
+        evaluation_steps=np.arange(20, 201, 20),
+        diverged_at=np.array([-1, -1]),
+        stopped_at=np.array([-1, 100]),
+    )
+    diagnosis = judged(given)
     assert [lane[0].kind for lane in diagnosis.verdicts] == ["over-fits", "right"]
     # Means of three: the least, 1.0, first about step 40; the last three have 2.0.
     assert diagnosis.verdicts[0][0].advice == "run.steps = 40, or more weight decay"
     assert diagnosis.losses.tolist() == [2.0, 1.0]
-    (tmp_path / "history.npz").unlink()
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": None if i > 60 else 1.0}) + "\n" for i in range(100)))
-    (tmp_path / "summary.json").write_text('{"diverged_at": 60}')
-    assert kinds(str(tmp_path)) == ["diverged"]
-    with pytest.raises(ValueError, match="it has neither"):
-        lo.diagnose(tmp_path / "none")
     with pytest.raises(TypeError, match="a history with a loss, got dict"):
         lo.diagnose({"los": loss})

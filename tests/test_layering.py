@@ -15,8 +15,8 @@ LAYERS = [
     {"train"},
     {"sweep"},
     {"report"},
-    {"lr_finder", "diagnose", "saved"},
-    {"config"},
+    {"lr_finder", "saved"},
+    {"config", "diagnose"},
     {"compare"},
     {"cli"},
 ]

@@ -1,29 +1,30 @@
 """Results of every kind as plain curves, and what is measured on one of them."""
 
-import json
 import math
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..recipe import Recipe
+from ..saved import load, read_config
+from ..schedules import LEADING
 from ..sweep import Swept
 from ..train import Fitted
 
 
 class Given(NamedTuple):
-    """A result as plain arrays; names: of the schedule's numbers. loss: its name, "" where unknown."""
+    """A result as plain arrays. paths: of every lane the number of its schedule that is the rate; losses: the names of their losses.
+    One for all lanes where they share it; "" where it is not known."""
 
     history: Mapping[str, np.ndarray]
     evaluations: Mapping[str, np.ndarray]
     evaluation_steps: np.ndarray
     diverged_at: np.ndarray | None
     stopped_at: np.ndarray | None
-    names: tuple[str, ...]
-    loss: str
+    paths: tuple[str, ...] = ("",)
+    losses: tuple[str, ...] = ("",)
 
 
 class Lane(NamedTuple):
@@ -66,35 +67,36 @@ class Measured(NamedTuple):
 
 
 def given_of(what: Any) -> Given:
+    if isinstance(what, str | Path):
+        result = load(what)
+        given, config = given_of(result), read_config(Path(what))
+        if isinstance(result, Swept) or not config:
+            return given
+        return given._replace(paths=(rate_path(config["schedule"]),), losses=(config["loss"]["name"],))
     if isinstance(what, Swept):
-        first = what.trials.recipes[0]
-        names = tuple(first.schedule.hparams)
-        return Given(what.history, what.evaluations, what.evaluation_steps, what.diverged_at, what.stopped_at, names, loss_name(first))
+        recipes = [what.trials.recipes[lane // what.seeds] for lane in range(what.lanes)]
+        paths, losses = (tuple(map(of, recipes)) for of in (path_of, loss_of))
+        return Given(what.history, what.evaluations, what.evaluation_steps, what.diverged_at, what.stopped_at, paths, losses)
     if isinstance(what, Fitted):
         diverged_at = np.array([-1 if what.diverged_at is None else what.diverged_at])
-        return Given(what.history, what.evaluations, what.evaluation_steps, diverged_at, None, (), "")
+        return Given(what.history, what.evaluations, what.evaluation_steps, diverged_at, None)
     if not isinstance(what, Mapping) or "loss" not in what:
         raise TypeError(f"diagnose: what must be a Swept, a Fitted, a folder or a history with a loss, got {type(what).__name__}")
-    return Given({name: np.asarray(values) for name, values in what.items()}, {}, np.zeros(0, int), None, None, (), "")
+    return Given({name: np.asarray(values) for name, values in what.items()}, {}, np.zeros(0, int), None, None)
 
 
-def read(place: Path) -> Given:
-    """The arrays of a folder that `lossopt train` or `lossopt sweep` wrote."""
-    arrays, lines = place / "history.npz", place / "metrics.jsonl"
-    config = tomllib.loads((place / "config.toml").read_text(encoding="utf-8")) if (place / "config.toml").exists() else {}
-    names, loss = tuple(config.get("schedule", {})), str(config.get("loss", {}).get("name", ""))
-    if arrays.exists():
-        with np.load(arrays) as file:
-            known = dict(file)
-        apart = {name: known.pop(name, None) for name in ("evaluation_steps", "diverged_at", "stopped_at")}
-        held_out = {name.removeprefix("held_out_"): known.pop(name) for name in [n for n in known if n.startswith("held_out_")]}
-        return Given(known, held_out, apart["evaluation_steps"], apart["diverged_at"], apart["stopped_at"], names, loss)
-    if not lines.exists():
-        raise ValueError(f"diagnose: {place} is not the folder of a finished run: it has neither history.npz nor metrics.jsonl")
-    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    history = {name: np.array([row[name] for row in rows], float) for name in (rows[0] if rows else {"loss": None}) if name != "step"}
-    diverged_at = json.loads((place / "summary.json").read_text(encoding="utf-8"))["diverged_at"]
-    return Given(history, {}, np.zeros(0, int), np.array([-1 if diverged_at is None else diverged_at]), None, names, loss)
+def rate_path(names: Iterable[str]) -> str:
+    """Which of a schedule's numbers the rate is, "" where none is."""
+    known = set(names)
+    return next((f"schedule.{name}" for name in LEADING if name in known), "")
+
+
+def path_of(recipe: Recipe) -> str:
+    return rate_path(recipe.schedule.hparams)
+
+
+def loss_of(recipe: Recipe) -> str:
+    return str(getattr(recipe.loss.fn, "__name__", ""))
 
 
 def as_lanes(given: Given) -> list[Lane]:
@@ -156,7 +158,3 @@ def measure(lane: Lane) -> Measured:
         answered=answered,
         error=doubt,
     )
-
-
-def loss_name(recipe: Recipe) -> str:
-    return str(getattr(recipe.loss.fn, "__name__", ""))

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..recipe import Recipe
-from ..schedules import LEADING
 from ..sweep import Swept
 from ..train import Fitted
-from .curves import Given, Lane, as_lanes, given_of, loss_name, read
+from .curves import Given, Lane, as_lanes, given_of, loss_of, path_of
 from .rules import KINDS, Verdict, judge, mismatch, ordered
 
 
@@ -51,19 +50,20 @@ def diagnose(what: Swept | Fitted | Mapping[str, Any] | str | Path, *, recipe: R
     >>> diagnose(falling).verdicts[0][0].kind
     'too low'
     """
-    given = read(Path(what)) if isinstance(what, str | Path) else given_of(what)
+    given = given_of(what)
     if recipe is not None:
-        given = given._replace(names=tuple(recipe.schedule.hparams), loss=loss_name(recipe))
+        given = given._replace(paths=(path_of(recipe),), losses=(loss_of(recipe),))
     return judged(given, targets)
 
 
-def judged(given: "Given", targets: Any = None) -> Diagnosis:
+def judged(given: Given, targets: Any = None) -> Diagnosis:
     """The diagnosis of plain arrays."""
-    lanes = as_lanes(given)
-    path = next((f"schedule.{name}" for name in LEADING if name in given.names), "the learning rate")
-    wrong = mismatch(given.loss, targets)
-    verdicts = [[*wrong, *judge(lane, path)] if lane.diverged_at < 0 else judge(lane, path) for lane in lanes]
-    return Diagnosis([ordered(found) for found in verdicts], np.array([_last_loss(lane) for lane in lanes]))
+    lanes, verdicts = as_lanes(given), []
+    for i, lane in enumerate(lanes):
+        found = judge(lane, given.paths[i % len(given.paths)] or "the learning rate")
+        wrong = mismatch(given.losses[i % len(given.losses)], targets) if lane.diverged_at < 0 else []
+        verdicts.append(ordered([*wrong, *found]))
+    return Diagnosis(verdicts, np.array([_last_loss(lane) for lane in lanes]))
 
 
 def _last_loss(lane: Lane) -> float:

@@ -37,7 +37,9 @@ def write_finding(place: Path, experiment: Any, finding: Any) -> None:
         "compile_seconds": swept.compile_seconds,
         "lane_steps": swept.lane_steps,
     }
-    folder.write_json(place / "summary.json", {"name": experiment.name, "what": "find-lr", **summary, **_machine()})
+    folder.write_json(
+        place / "summary.json", {"name": experiment.name, "what": "find-lr", "format": folder.FORMAT, **summary, **_machine()}
+    )
     lr_plot.write_finding(place / "find_lr.png", finding)
 
 
