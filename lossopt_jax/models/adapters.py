@@ -1,7 +1,6 @@
-"""A model as two pure functions, made from Flax Linen, Flax NNX or by hand; and the small reference models the configs train."""
+"""A model as two pure functions, made from Flax Linen, Flax NNX or by hand."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from ._types import Params, PyTree
+from .._types import Params, PyTree
 
 
 class Apply(Protocol):
@@ -149,43 +148,3 @@ def _seeded(streams: Any, key: jax.Array) -> Any:
         return jnp.zeros(leaf.shape, leaf.dtype)
 
     return jax.tree.unflatten(treedef, [seed(i, leaf) for i, leaf in enumerate(leaves)])
-
-
-class MLP(nn.Module):
-    """Dense layers with ReLU between them; [b, ...] in, [b, *output_shape] out (a tuple () gives [b], for one number an example)."""
-
-    widths: Sequence[int] = (64, 64)
-    dropout: float = 0.0
-    output_shape: Sequence[int] = (10,)
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        x = x.reshape(x.shape[0], -1)
-        for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
-            if self.dropout:
-                x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dense(math.prod(self.output_shape))(x).reshape(x.shape[0], *self.output_shape)
-
-
-class CNN(nn.Module):
-    """3 x 3 convolutions with ReLU and 2 x 2 mean pooling, then one dense layer; [b, h, w, c] in, [b, *output_shape] out.
-
-    Height and width must be multiples of 2 ** len(channels).
-    """
-
-    channels: Sequence[int] = (16, 32)
-    output_shape: Sequence[int] = (10,)
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for channels in self.channels:
-            x = nn.relu(nn.Conv(channels, (3, 3))(x))
-            b, h, w, c = x.shape
-            # As a reshape, since on CPU a windowed reduction and its gradient are many times slower.
-            x = x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-        x = x.reshape(x.shape[0], -1)
-        return nn.Dense(math.prod(self.output_shape))(x).reshape(x.shape[0], *self.output_shape)
-
-
-MODULES = {"mlp": MLP, "cnn": CNN}

@@ -1,0 +1,126 @@
+"""The small reference networks that configs name; `output_shape` is what one example gives, and comes from the data."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from .convolution import conv_by_patches
+
+Conv = partial(nn.Conv, conv_general_dilated=conv_by_patches)
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them; [b, ...] in, [b, *output_shape] out (a tuple () gives [b], for one number an example)."""
+
+    widths: Sequence[int] = (64, 64)
+    dropout: float = 0.0
+    output_shape: Sequence[int] = (10,)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths:
+            x = nn.relu(nn.Dense(width)(x))
+            if self.dropout:
+                x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        return nn.Dense(math.prod(self.output_shape))(x).reshape(x.shape[0], *self.output_shape)
+
+
+class CNN(nn.Module):
+    """3 x 3 convolutions with ReLU and 2 x 2 mean pooling, then one dense layer; [b, h, w, c] in, [b, *output_shape] out.
+
+    Height and width must be multiples of 2 ** len(channels). The convolutions are `conv_by_patches`.
+    """
+
+    channels: Sequence[int] = (16, 32)
+    output_shape: Sequence[int] = (10,)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for channels in self.channels:
+            x = _halved(nn.relu(Conv(channels, (3, 3))(x)))
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(math.prod(self.output_shape))(x).reshape(x.shape[0], *self.output_shape)
+
+
+class UNet(nn.Module):
+    """3 x 3 convolutions on ever smaller images and back, each size joined to what it was on the way down (Ronneberger et al. 2015,
+    arXiv:1505.04597); [b, h, w, c] in, one logit a pixel [b, h, w] out.
+
+    Height and width must be multiples of 2 ** (len(channels) - 1); output_shape must be theirs.
+    """
+
+    channels: Sequence[int] = (8, 16)
+    output_shape: Sequence[int] = (16, 16)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        *above, bottom = self.channels
+        seen = []
+        for channels in above:
+            x = nn.relu(Conv(channels, (3, 3))(x))
+            seen.append(x)
+            x = _halved(x)
+        x = nn.relu(Conv(bottom, (3, 3))(x))
+        for channels, before in zip(above[::-1], seen[::-1], strict=True):
+            x = nn.relu(Conv(channels, (3, 3))(jnp.concatenate([_doubled(x), before], -1)))
+        return Conv(1, (1, 1))(x)[..., 0].reshape(x.shape[0], *self.output_shape)
+
+
+class RNN(nn.Module):
+    """A GRU that reads a sequence (Cho et al. 2014, arXiv:1406.1078), then one dense layer on its last state.
+
+    [b, time, ...] in, [b, *output_shape] out. unroll: steps to a turn of the loop, which compiles longer and runs faster.
+    """
+
+    width: int = 32
+    unroll: int = 8
+    output_shape: Sequence[int] = (10,)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        states = nn.RNN(nn.GRUCell(self.width), unroll=self.unroll)(x.reshape(*x.shape[:2], -1))
+        last = jnp.asarray(states)[:, -1]
+        return nn.Dense(math.prod(self.output_shape))(last).reshape(x.shape[0], *self.output_shape)
+
+
+class Transformer(nn.Module):
+    """Pre-norm causal transformer over symbols (Vaswani et al. 2017; norms before, Xiong et al. 2020, arXiv:2002.04745).
+
+    Symbols [b, time] in, logits of the one that follows each [b, time, vocabulary] out; output_shape is (time, vocabulary).
+    """
+
+    width: int = 32
+    heads: int = 2
+    depth: int = 1
+    output_shape: Sequence[int] = (32, 96)
+
+    @nn.compact
+    def __call__(self, symbols: jax.Array) -> jax.Array:
+        time, vocabulary = self.output_shape
+        place = self.param("place", nn.initializers.normal(0.02), (time, self.width))
+        x = nn.Embed(vocabulary, self.width)(symbols) + place[None]
+        mask = nn.make_causal_mask(symbols)
+        for _ in range(self.depth):
+            x = x + nn.MultiHeadDotProductAttention(num_heads=self.heads)(nn.LayerNorm()(x), mask=mask)
+            x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
+        return nn.Dense(vocabulary)(nn.LayerNorm()(x))
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    """2 x 2 mean pooling, as a reshape: on CPU a windowed reduction and its gradient are many times slower."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def _doubled(x: jax.Array) -> jax.Array:
+    """Every pixel four times."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+MODULES = {"mlp": MLP, "cnn": CNN, "unet": UNet, "rnn": RNN, "transformer": Transformer}

@@ -1,0 +1,112 @@
+"""A convolution as a matrix product is Flax's own: same parameters, same values, same gradients, alone and as lanes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import lossopt_jax as lo
+from lossopt_jax.models import conv_by_patches
+
+CASES = {
+    "same": ((2, 6, 5, 3), 4, (3, 3), {}),
+    "valid, strides": ((2, 7, 6, 3), 4, (3, 2), {"padding": "VALID", "strides": (2, 1)}),
+    "same, strides": ((2, 7, 6, 3), 4, (3, 2), {"strides": 2}),
+    "explicit, dilation": ((2, 7, 6, 3), 4, (3, 2), {"padding": ((2, 1), (0, 3)), "kernel_dilation": (2, 3)}),
+    "groups": ((2, 5, 5, 4), 6, (3, 3), {"feature_group_count": 2}),
+    "depthwise, no bias": ((2, 5, 5, 4), 4, (3, 3), {"feature_group_count": 4, "use_bias": False}),
+    "1-D": ((2, 9, 3), 4, (4,), {"padding": "CAUSAL"}),
+    "3-D": ((2, 4, 3, 5, 2), 3, (2, 3, 2), {"strides": (1, 2, 1)}),
+    "input dilation": ((2, 5, 4, 3), 4, (3, 3), {"input_dilation": 2, "padding": ((1, 2), (2, 0))}),
+    "around the edge": ((2, 6, 5, 3), 4, (3, 3), {"padding": "CIRCULAR", "strides": 2}),
+    "one pixel": ((2, 6, 5, 3), 4, (1, 1), {}),
+    "one example": ((6, 5, 3), 4, (3, 3), {}),
+}
+
+
+def linen_pair(shape, features, window, settings):
+    return [lo.from_linen(nn.Conv(features, window, **settings, **hook)) for hook in ({}, {"conv_general_dilated": conv_by_patches})]
+
+
+def nnx_pair(shape, features, window, settings):
+    hooks = ({}, {"conv_general_dilated": conv_by_patches})
+    return [lo.from_nnx(lambda rngs, hook=hook: nnx.Conv(shape[-1], features, window, **settings, **hook, rngs=rngs)) for hook in hooks]
+
+
+def check(pair, shape):
+    x = jax.random.normal(jax.random.key(1), shape)
+    plain, _ = pair
+    params, same = jax.jit(lambda key: [model.init(key, x)[0] for model in pair])(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+
+    def outputs(model, params, x):
+        return model.apply(params, {}, x, key=jax.random.key(0), train=True)[0]
+
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=jax.eval_shape(lambda: outputs(plain, params, x)).shape), jnp.float32)
+
+    @jax.jit
+    def values_and_gradients(params, x):
+        return [
+            (outputs(model, params, x), jax.grad(lambda p, x, m=model: (outputs(m, p, x) * weights).sum(), (0, 1))(params, x))
+            for model in pair
+        ]
+
+    expected, got = values_and_gradients(params, x)
+    # Sums of up to 100 products of order 1 in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), got, expected)
+
+
+@pytest.mark.parametrize("make", [linen_pair, nnx_pair])
+@pytest.mark.parametrize("case", ["explicit, dilation", "groups"])
+def test_patches_are_the_convolution(case, make):
+    shape, *rest = CASES[case]
+    check(make(shape, *rest), shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [linen_pair, nnx_pair])
+@pytest.mark.parametrize("case", CASES)
+def test_patches_are_the_convolution_in_every_form(case, make):
+    shape, *rest = CASES[case]
+    check(make(shape, *rest), shape)
+
+
+def test_lanes_become_a_batched_matrix_product():
+    model = lo.from_linen(lo.models.CNN(channels=(4,)))
+    x = jnp.ones((2, 4, 4, 1))
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def loss(key):
+        params, _ = model.init(key, x)
+        return jax.grad(lambda params: model.apply(params, {}, x, key=key, train=True)[0].sum())(params)
+
+    program = str(jax.make_jaxpr(jax.vmap(loss))(keys))
+    assert "dot_general" in program
+    assert "conv_general_dilated" not in program
+
+
+def test_what_does_not_fit_is_named():
+    x, kernel = jnp.ones((1, 4, 2)), jnp.ones((3, 2, 5))
+    with pytest.raises(ValueError, match=r"inputs \(1, 4, 2\) need a kernel \[\*window, 2 / 1"):
+        conv_by_patches(x, kernel[:, :1], (1,), "SAME")
+    with pytest.raises(ValueError, match=r"a window of \(3,\) does not fit into the padded inputs \(1, 2, 2\)"):
+        conv_by_patches(x[:, :2], kernel, (1,), "VALID")
+    numbers = jax.lax.ConvDimensionNumbers((0, 1, 2), (0, 1, 2), (0, 1, 2))
+    with pytest.raises(ValueError, match="dimension_numbers must have channels last"):
+        conv_by_patches(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+
+
+def test_a_causal_transformer_does_not_look_ahead():
+    model = lo.from_linen(lo.models.Transformer(width=8, output_shape=(6, 5)))
+    symbols = jnp.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 4, 3, 1]])
+
+    @jax.jit
+    def logits(key):
+        params, _ = model.init(key, symbols)
+        return model.apply(params, {}, symbols, key=key, train=False)[0]
+
+    first, second = logits(jax.random.key(0))
+    np.testing.assert_allclose(first[:3], second[:3], rtol=1e-5)
+    assert np.abs(first[3:] - second[3:]).max() > 1e-3
