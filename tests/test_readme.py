@@ -1,15 +1,19 @@
 """The README is true: its Python runs, its commands work, and CI runs its test command."""
 
+import ast
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"(lossopt (?:sweep|train) configs/\w+\.toml|lossopt list|lossopt --help)", README)))
 
@@ -28,11 +32,25 @@ def test_its_commands_work(command, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_examples_run(example, tmp_path):
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run_two_steps(example, capsys):
+    settings = {name: getattr(jax.config, name) for name in ("jax_num_cpu_devices", "jax_numpy_rank_promotion")}
+    runpy.run_path(str(example))["main"](steps=2, count=2)
+    assert settings == {name: getattr(jax.config, name) for name in settings}
+    printed = capsys.readouterr().out
+    assert "one recipe: " in printed
+    assert "nan" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_reach_what_they_say(example, tmp_path):
     done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
+    promised = re.search(r"Expect (\w[\w ]*) (at least|at most) ([\d.]+)", ast.get_docstring(ast.parse(example.read_text())))
+    name, side, number = promised.groups()
+    reached = float(re.search(rf"one recipe: .*?{name} ([\d.]+)", done.stdout).group(1))
+    assert reached >= float(number) if side == "at least" else reached <= float(number)
 
 
 def test_ci_runs_its_test_command():
