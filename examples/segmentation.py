@@ -42,7 +42,7 @@ def main(steps: int = 300, count: int = 4) -> None:
     recipe = lo.Recipe(
         loss=lo.bind(lo.losses.binary_dice),
         optimizer=lo.bind(lo.optimizers.adam),
-        schedule=lo.bind(lo.schedules.cosine, init=1e-2, total=steps),
+        schedule=lo.bind(lo.schedules.cosine, init=3e-2, total=steps),
     )
     run = lo.Run(steps=steps, batch_size=16)
     threshold = max(np.linspace(0, 1, 21), key=lambda level: overlap(x[..., 0] > level, y))

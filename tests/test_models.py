@@ -58,8 +58,7 @@ def check(pair, shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), got, expected)
 
 
-@pytest.mark.parametrize("make", [linen_pair, nnx_pair])
-@pytest.mark.parametrize("case", ["explicit, dilation", "groups"])
+@pytest.mark.parametrize(("case", "make"), [("explicit, dilation", linen_pair), ("groups", nnx_pair)])
 def test_patches_are_the_convolution(case, make):
     shape, *rest = CASES[case]
     check(make(shape, *rest), shape)
@@ -98,6 +97,16 @@ def test_what_does_not_fit_is_named():
         conv_by_patches(x, kernel, (1,), "SAME", dimension_numbers=numbers)
 
 
+def test_negative_padding_crops():
+    # Against NumPy: jitted on CPU, `jax.lax.conv_general_dilated` (jaxlib 0.10.2) reads beyond the inputs here.
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 7, 3)).astype(np.float32), rng.normal(size=(3, 3, 4)).astype(np.float32)
+    cropped = np.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    expected = sum(cropped[:, i : i + 5] @ kernel[i] for i in range(3))
+    np.testing.assert_allclose(conv_by_patches(jnp.array(x), jnp.array(kernel), (1,), [(-1, 1)]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_causal_transformer_does_not_look_ahead():
     model = lo.from_linen(lo.models.Transformer(width=8, output_shape=(6, 5)))
     symbols = jnp.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 4, 3, 1]])
