@@ -96,6 +96,7 @@ def planted():
     stairs = np.where(at < 120, 0.1, 0.001)
     yield "noisy", "schedule.peak = 0.033", curve(np.where(at < 120, 0.4 + 0.6 * np.exp(-at / 5), 0.1) * noise, stairs)
     yield "too low", "schedule.peak = 1", curve(1 - 1e-3 * at, 0.1, update=0.004)
+    yield "too low", "schedule.peak = 10", curve(np.where(at == 0, 0.6, 1.0) * noise, 0.1, update=1e-5)  # an easy first batch
     yield "too low", "run.steps = 400", curve(1 - 0.9 * at / STEPS, 0.1)
     yield "ends early", "schedule.total = 200", curve(np.maximum(1 - at / 40, 0.5) * noise, cosine(20))
     yield "ends late", "schedule.total = 200", curve(learnt, cosine(3 * STEPS))

@@ -111,7 +111,7 @@ def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None
         measured = f"{m.gain:.1%} was learnt, with steps that promised up to {m.leap:.2g} of the loss at once (threshold: {LEAP:g})"
     elif m.promised > WASTE * max(m.gain, 1e-9) and m.leap >= LEAP:
         measured = f"the updates promised {m.promised / m.gain:.3g} times what was learnt (threshold: {WASTE:g})"
-    elif m.peak > 1.5:
+    elif m.peak > 1.5 and not m.leap < LEAP:  # small steps do not throw a loss up: the first batch was an easy one
         measured = f"the loss jumped to {m.peak:.2g} times the first after a tenth of the steps (threshold: 1.5)"
     else:
         return None

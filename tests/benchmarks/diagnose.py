@@ -220,7 +220,15 @@ def kept(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def verdict(run: dict[str, Any]) -> str:
-    given = Given(run["history"], run["evaluations"], run["evaluation_steps"], np.array([run["diverged_at"]]), None, ("peak",), run["loss"])
+    given = Given(
+        run["history"],
+        run["evaluations"],
+        run["evaluation_steps"],
+        np.array([run["diverged_at"]]),
+        None,
+        ("schedule.peak",),
+        (run["loss"],),
+    )
     return judged(given, run["train"]).verdicts[0][0].kind
 
 
