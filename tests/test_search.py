@@ -1,5 +1,7 @@
 """Search: which trials are tried and which are stopped early."""
 
+import importlib.util
+import re
 
 import jax
 import numpy as np
@@ -215,6 +217,8 @@ def test_a_sweep_of_parts_is_ranked_said_and_kept(tmp_path):
     swept = lo.sweep(LINEAR, lo.sample(RECIPE, FAMILIES, count=9), stop=lo.halving(reduction=3, rungs=2), **KW)
     assert set(swept.importance()) == set(swept.trials.space)
     assert set(swept.edges()) <= set(swept.trials.space) - {"optimizer"}
+    if importlib.util.find_spec("optuna"):
+        assert set(swept.fanova()) == {"schedule.init", "optimizer"}
     console = Console(file=io.StringIO(), width=100)
     results.show_sweep(swept, console)
     text = console.file.getvalue()

@@ -239,5 +239,4 @@ def _joined(parts: list[Swept]) -> Swept:
         history_every=last.history_every,
         seconds=sum(part.seconds for part in parts),
         compile_seconds=sum(part.compile_seconds for part in parts),
-        history_every=last.history_every,
     )
