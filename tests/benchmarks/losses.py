@@ -2,7 +2,7 @@
 
     python tests/benchmarks/losses.py --only huber --rounds 9
 
-Every loss that optax 0.2.8 or torch 2.13 also has, on the same arrays (each over 1 MB), two threads. The three take turns, torch in a
+Losses that optax 0.2.8 or torch 2.13 also has, on the same arrays (each over 1 MB), two threads. The three take turns, torch in a
 process of its own, and the best of the rounds counts: on a shared machine the others measure the neighbours. A ratio is of our time to
 the faster of the other two. Memory traffic is what a gradient must at least move (outputs and targets in, the gradient out) as a share
 of what a triad a = b + 2 c reaches in this run. --cpu counts processor seconds instead of the clock's, for a machine that is busy.
@@ -74,10 +74,6 @@ LOSSES = {
     "multiclass_hinge": (ours(losses.multiclass_hinge), theirs(optax.losses.multiclass_hinge_loss)),
     "multi_margin": (ours(losses.multi_margin), None),
     "multilabel_soft_margin": (ours(losses.multilabel_soft_margin), None),
-    "ntxent": (
-        ours(losses.ntxent),
-        theirs(lambda pair, _: optax.ntxent(jnp.concatenate(pair), jnp.tile(jnp.arange(len(pair[0])), 2), 0.07)),
-    ),
     "triplet": (ours(losses.triplet), theirs(lambda x, _: optax.losses.triplet_margin_loss(*x, margin=1.0))),
     "cosine_embedding": (ours(losses.cosine_embedding), None),
     "margin_ranking": (ours(losses.margin_ranking), None),

@@ -46,8 +46,6 @@ def arrays(name: str):
         return (normal(8192, 128), normal(8192, 128)), signs(8192)
     if name == "triplet":
         return (normal(8192, 128), normal(8192, 128), normal(8192, 128)), None
-    if name == "ntxent":
-        return (normal(1024, 256), normal(1024, 256)), None
     if name == "margin_ranking":
         return (normal(N), normal(N)), signs(N)
     if name == "listwise_softmax":
