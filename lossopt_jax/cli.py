@@ -116,7 +116,7 @@ def sweep(
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         typer.echo(f"{experiment.name}: {count} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
         data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
-        layout = layout or plan_lanes(experiment.model, trials, **data)
+        layout = layout or plan_lanes(experiment.model, trials, **data, stop=stop)
         typer.echo(layout)
         groups = by_structure(trials.recipes)
         if len(groups) > 1 and asked is None:

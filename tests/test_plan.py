@@ -10,7 +10,7 @@ from lossopt_jax.sweep import plan as planning
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
 MODEL = lo.from_linen(nn.Dense(1))
 RECIPE = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
-TRIALS = lo.grid(RECIPE, {"schedule.value": list(np.geomspace(1e-3, 0.1, 24))})
+TRIALS = lo.grid(RECIPE, {"schedule.value": list(np.geomspace(1e-3, 0.1, 32))})
 SWEEP = {"train": (X, X[:, :1]), "run": lo.Run(steps=20, batch_size=8)}
 
 
@@ -63,7 +63,7 @@ def test_the_width_shrinks_until_the_program_fits(cache, monkeypatch):
     needs = {}
     for width in (8, 4):
         plan = lo.LanePlan(2, width)
-        compiled = planning.compiled_for(MODEL, whole.lanes(plan), whole.data, None, whole.run, plan, 24).result()
+        compiled = planning.compiled_for(MODEL, whole.lanes(plan), whole.data, None, whole.run, plan, 32).result()
         needs[width] = compiled.bytes
     assert needs[4] < needs[8]
     monkeypatch.setattr(planning, "free_bytes", lambda: (needs[4] + needs[8]) / 2 / planning.ROOM)
@@ -80,3 +80,12 @@ def test_structures_of_their_own_are_not_confused(cache):
     keys = {key(RECIPE, batch_size=8), key(RECIPE, batch_size=4), key(other, batch_size=8)}
     assert len(keys) == 3
     assert key(RECIPE._replace(schedule=lo.bind(lo.schedules.constant, value=0.3)), batch_size=8) in keys
+
+
+def test_a_sweep_that_stops_lanes_is_narrower_for_the_few_that_live():
+    """64 trials of 500 steps: 64 to step 19, 21 to 56, 7 to 167, 2 to 500. At 2 x 8 each turn has 16 places, at 2 x 2 four."""
+    group = planning.Group(MODEL, [RECIPE] * 64, lo.data.as_batch(SWEEP["train"], "train"), None, lo.Run(500), 1, lo.halving())
+    assert group.places(lo.LanePlan(2, 8)) == 64 * 19 + 32 * 37 + 16 * 111 + 16 * 333
+    assert group.places(lo.LanePlan(2, 2)) == 64 * 19 + 24 * 37 + 8 * 111 + 4 * 333
+    assert group._replace(stop=None).places(lo.LanePlan(2, 8)) == 64 * 500
+    assert lo.plan_lanes(MODEL, [RECIPE] * 64, train=SWEEP["train"], run=lo.Run(500), stop=lo.halving()).width == 2

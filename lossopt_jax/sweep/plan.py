@@ -22,11 +22,13 @@ from ..step import init_state
 from ..train import EVALUATION_BATCH, Run, chunk_length
 from .lanes import LanePlan, by_structure, default_plan, free_bytes, lanes_at_once
 from .program import Lane, compiled_for, lanes_program
+from .rungs import Stop
 from .spaces import Trials
 
 MOST_SECONDS, MOST_SHARE = 5.0, 0.05  # of measuring, and of the run that it is for
 MARGIN = 0.95  # another width has to take less than this share of the usual one's time
 ROOM = 0.8  # of the free memory
+EMPTY = 0.8  # half the width has to need less than this share of the places, for what it loses in speed
 
 
 class MeasuredPlan(LanePlan):
@@ -52,6 +54,7 @@ def plan_lanes(
     evaluate: Any = None,
     run: Run,
     seeds: int = 1,
+    stop: Stop | None = None,
     seconds: float | None = None,
 ) -> LanePlan:
     """How lanes lie on devices, as `sweep` chooses it where it is given no plan; `str` of it says why.
@@ -60,40 +63,51 @@ def plan_lanes(
     over a few steps; then other widths while there is time, nearest first. `sweep` runs what was compiled here. What was
     measured is remembered in the user's cache folder by structure, shapes and device. Of several structures the most frequent decides.
 
+    stop: as in `sweep`; where few lanes live to the end a wide group would run with empty places, so it is narrower.
     seconds: most to spend on other widths; by default 5, or 5 % of the estimated run if that is less: a short run takes the usual plan.
     """
     trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
-    return planned(model, trials, data, held_out, run, seeds, seconds)
+    return planned(model, trials, data, held_out, run, seeds, stop, seconds)
 
 
 def planned(
-    model: Model, trials: Trials, data: Batch, held_out: Batch | None, run: Run, seeds: int, seconds: float | None = None
+    model: Model,
+    trials: Trials,
+    data: Batch,
+    held_out: Batch | None,
+    run: Run,
+    seeds: int,
+    stop: Stop | None = None,
+    seconds: float | None = None,
 ) -> MeasuredPlan:
     """`plan_lanes` of data that is ready."""
     began = time.perf_counter()
     recipes = [trials.recipes[i] for i in max(by_structure(trials.recipes), key=len)]
-    group = Group(model, recipes, data, held_out, run, seeds)
+    group = Group(model, recipes, data, held_out, run, seeds, stop)
     known = _remembered(group)
     if known is not None and seconds is None:
         return MeasuredPlan(known[0], known[1], time.perf_counter() - began)
     usual = default_plan(model, data.inputs, len(recipes) * seeds)
+    while usual.width > 1 and group.places(usual._replace(width=usual.width // 2)) < EMPTY * group.places(usual):
+        usual = usual._replace(width=usual.width // 2)
     while (first := group.rate(usual)) is None and usual.width > 1:
         usual = usual._replace(width=usual.width // 2)
     if first is None:
         return MeasuredPlan(usual, "too large for the free memory by XLA's count", time.perf_counter() - began)
     compiling, rates = time.perf_counter() - began, {usual: first}
     if seconds is None:
-        seconds = min(MOST_SECONDS, MOST_SHARE * first.seconds * len(trials) * seeds * run.steps)
+        seconds = min(MOST_SECONDS, MOST_SHARE * first.seconds * group.places(usual) * len(trials) / len(recipes))
     until = time.perf_counter() + seconds
     for plan in _others(usual, len(recipes) * seeds):
         if time.perf_counter() + compiling > until:
             break
         if (rate := group.rate(plan)) is not None:
             rates[plan] = rate
-    best = min(rates, key=lambda plan: rates[plan].seconds)
-    best = best if rates[best].seconds < MARGIN * first.seconds else usual
+    times = {plan: rate.seconds * group.places(plan) for plan, rate in rates.items()}
+    best = min(times, key=lambda plan: times[plan])
+    best = best if times[best] < MARGIN * times[usual] else usual
     note = _note(best, rates)
     if len(rates) > 1:
         _remember(group, best, note)
@@ -116,6 +130,13 @@ class Group(NamedTuple):
     held_out: Batch | None
     run: Run
     seeds: int
+    stop: Stop | None = None
+
+    def places(self, plan: LanePlan) -> int:
+        """The steps of all places on the devices, those of empty ones too, until the last lane has ended."""
+        turn, steps, trials = plan.devices * plan.width, self.run.steps, len(self.recipes)
+        rungs, living = ((), [trials]) if self.stop is None else (self.stop.steps(steps), self.stop.living(trials))
+        return int(np.dot([-(-some * self.seeds // turn) * turn for some in living], np.diff((0, *rungs, steps))))
 
     def lanes(self, plan: LanePlan) -> list[Lane]:
         """Those of the first wave: the program is compiled for so many."""
@@ -178,7 +199,7 @@ def _key(group: Group) -> str:
     lanes = len(group.recipes) * group.seeds
     usual = default_plan(group.model, group.data.inputs, lanes)
     many = min(lanes, 4 * usual.devices * usual.width)  # from there on it does not matter
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", f"{jax.__version__} {many} {parts}").encode()).hexdigest()
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", f"{jax.__version__} {many} {group.stop} {parts}").encode()).hexdigest()
 
 
 def _remembered(group: Group) -> tuple[LanePlan, str] | None:

@@ -163,7 +163,7 @@ def prepared(
         raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
-    plan = planned(model, trials, data, held_out, run, seeds) if plan is None else checked_plan(plan)
+    plan = planned(model, trials, data, held_out, run, seeds, stop) if plan is None else checked_plan(plan)
     waves = _waves(model, trials, data, seeds, plan, parts, room)
     if checkpoint is not None:
         same = {

@@ -56,7 +56,7 @@ def search(
     store = None if storage is None else _opened(optuna, storage)
     columns = columns_of(recipe, space)
     rows = rows_of(columns, count // rounds, seed)
-    plan = plan or plan_lanes(model, trials_of(recipe, space, rows), train=train, evaluate=evaluate, run=run, seeds=seeds)
+    plan = plan or plan_lanes(model, trials_of(recipe, space, rows), train=train, evaluate=evaluate, run=run, seeds=seeds, stop=stop)
     # The same in every round, since a lane's last bits depend on the width.
     plan = LanePlan(plan.devices, min(plan.width, -(-len(rows) * seeds // plan.devices)))
     tell = _Waves((on_chunk,) if callable(on_chunk) else tuple(on_chunk))
