@@ -1,6 +1,8 @@
 """Digits with an NNX module that has BatchNorm and dropout: one recipe trained, then its learning rate swept.
 
 python examples/digits_nnx.py
+
+Expect accuracy at least 96 % of one recipe.
 """
 
 import jax

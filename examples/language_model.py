@@ -2,7 +2,8 @@
 
 python examples/language_model.py
 
-RESULT
+Expect loss at most 1.7 nats of one recipe (measured 1.577 on Python 3.11; counted triples 1.80, which it beats, and fours 1.48, which it
+does not).
 """
 
 import jax
@@ -65,8 +66,8 @@ def main(steps: int = 800, count: int = 2) -> None:
     trials = lo.sample(recipe, {"schedule.peak": lo.log_uniform(3e-3, 3e-2)}, count=count)
     swept = lo.sweep(model, trials, train=task.train, evaluate=task.evaluate, run=run, seeds=5)
     for row in swept.table():
-        loss, spread = row["held_out_loss"], row["held_out_loss_std"]
-        print(f"peak {row['schedule.peak']:.2g}: held-out loss {loss:.3f} nats (spread over 5 seeds {spread:.3f})")
+        loss, error = row["held_out_loss"], row["held_out_loss_sem"]
+        print(f"peak {row['schedule.peak']:.2g}: held-out loss {loss:.3f} nats (standard error over 5 seeds {error:.3f})")
 
 
 if __name__ == "__main__":

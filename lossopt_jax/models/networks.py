@@ -83,7 +83,11 @@ class RNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:2], -1)
-        cell, state = nn.GRUCell(self.width), jnp.zeros((x.shape[0], self.width), x.dtype)
+        # Flax's orthogonal default is a QR factorisation: in lanes over several CPU devices it waits for itself for ever (jaxlib 0.10.2).
+        cell, state = (
+            nn.GRUCell(self.width, recurrent_kernel_init=nn.initializers.lecun_normal()),
+            jnp.zeros((x.shape[0], self.width), x.dtype),
+        )
         for time in range(x.shape[1]):
             state, _ = cell(state, x[:, time])
         return nn.Dense(math.prod(self.output_shape))(state).reshape(x.shape[0], *self.output_shape)
