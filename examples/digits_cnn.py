@@ -2,7 +2,8 @@
 
 python examples/digits_cnn.py
 
-Expect accuracy at least 96.8 % of one recipe (measured 97.5 %; logistic regression 96.7 %).
+Expect accuracy at least 96.8 % of one recipe (measured 97.5 %; logistic regression 96.7 %), and 98.1 % of the best swept rate
+(standard error over 5 seeds 0.2 %). 19 s of processor time, all in.
 """
 
 import jax

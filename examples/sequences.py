@@ -18,7 +18,7 @@ import lossopt_jax as lo  # noqa: E402
 
 class Reader(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-        # Not Flax's orthogonal default: a QR factorisation in lanes over several CPU devices waits for itself for ever (jaxlib 0.10.2).
+        # Sweeps with Flax's orthogonal default, a QR factorisation, were seen to hang on two CPU devices (jaxlib 0.10.2).
         self.cell = nnx.GRUCell(8, 32, recurrent_kernel_init=nnx.initializers.lecun_normal(), rngs=rngs)
         self.out = nnx.Linear(32, 10, rngs=rngs)
 

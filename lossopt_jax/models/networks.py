@@ -83,7 +83,7 @@ class RNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:2], -1)
-        # Flax's orthogonal default is a QR factorisation: in lanes over several CPU devices it waits for itself for ever (jaxlib 0.10.2).
+        # Sweeps with Flax's orthogonal default, a QR factorisation, were seen to hang on two CPU devices (jaxlib 0.10.2).
         cell, state = (
             nn.GRUCell(self.width, recurrent_kernel_init=nn.initializers.lecun_normal()),
             jnp.zeros((x.shape[0], self.width), x.dtype),
