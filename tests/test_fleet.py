@@ -70,22 +70,22 @@ def test_a_claim_is_kept_alive_while_its_process_is(tmp_path, monkeypatch):
             assert other is None
 
 
-def test_what_two_share_is_what_one_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr(fleet, "LEASE", 2.0)
-    alone = lo.sweep(MODEL, trials(6), **SWEEP)
-    seen = []
-    workers = [
-        threading.Thread(target=lambda i=i: lo.work(MODEL, trials(6), **SWEEP, checkpoint=tmp_path, on_chunk=lambda p: seen.append(i)))
-        for i in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+def test_what_two_share_is_what_one_finds(tmp_path):
+    alone, seen = lo.sweep(MODEL, trials(6), **SWEEP), []
+
+    def leaves_in_its_second_wave(progress):
+        seen.append(progress)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lo.work(MODEL, trials(6), **SWEEP, checkpoint=tmp_path, on_chunk=leaves_in_its_second_wave)
+    assert len(list(tmp_path.glob("wave-*.done"))) == 1
+    lo.work(MODEL, trials(6), **SWEEP, checkpoint=tmp_path, on_chunk=seen.append)
+    assert len(seen) == 4  # three waves of two lanes, the second begun twice
     shared = lo.sweep(MODEL, trials(6), **SWEEP, checkpoint=tmp_path)
     for name, values in alone.history.items():
         np.testing.assert_array_equal(shared.history[name], values)
-    assert len(seen) == 3  # waves of two lanes, each once
     assert shared.table() == alone.table()
 
 

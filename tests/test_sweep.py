@@ -153,7 +153,8 @@ def test_convolutions_stay_narrow_on_cpu():
     from lossopt_jax.sweep import default_plan
 
     images = lo.data.digits_images().train[0]
-    assert default_plan(lo.from_linen(CNN()), images, 64) == lo.LanePlan(2, 1)
+    assert default_plan(lo.from_linen(nn.Conv(4, (3, 3))), images, 64) == lo.LanePlan(2, 1)
+    assert default_plan(lo.from_linen(CNN()), images, 64) == lo.LanePlan(2, 8)  # its convolutions are patches times a matrix
     assert default_plan(MODEL, TASK.train[0], 64) == lo.LanePlan(2, 8)
     assert default_plan(MODEL, TASK.train[0], 6) == lo.LanePlan(2, 3)
     assert default_plan(MODEL, TASK.train[0], 1) == lo.LanePlan(1, 1)

@@ -57,7 +57,7 @@ def work(
     while left := [i for i in left if not claims.finished(f"wave-{i:04d}")]:
         for i in left:
             with claims.held(f"wave-{i:04d}") as still_held, suppress(Lost):
-                if still_held is not None:
+                if still_held is not None and not claims.finished(f"wave-{i:04d}"):  # it may have ended just now
                     job.run_wave(i, [still_held, *tellers])
                     claims.finish(f"wave-{i:04d}")
                     break
