@@ -147,16 +147,19 @@ def _compiled(
     devices = mesh.devices.tolist()
     split, whole = NamedSharding(mesh, P("lanes")), NamedSharding(mesh, P())
 
-    def over_lanes(f: Callable[..., Any], per_lane: int, carried: int | None = None) -> Callable[..., Any]:
+    def over_lanes(
+        f: Callable[..., Any], per_lane: int, carried: int | None = None, group: Callable[..., Any] = jax.vmap
+    ) -> Callable[..., Any]:
         """`f` of `per_lane` lane arguments and any number of shared ones, over devices, then groups in turn, then side by side.
 
         carried: which of its arguments is what comes out first, and so is left as it was where a group has no turn.
+        group: makes of `f` for a lane one for a group.
         """
 
         def on_device(turns: jax.Array, *args: Any) -> Any:
             own, shared = args[:per_lane], args[per_lane:]
             grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, plan.width, *leaf.shape[1:]), own)
-            results = _in_turn(jax.jit(jax.vmap(lambda *own: f(*own, *shared))), grouped, turns[0], carried)
+            results = _in_turn(jax.jit(group(lambda *own: f(*own, *shared))), grouped, turns[0], carried)
             return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
 
         def everywhere(turns: jax.Array, *args: Any) -> Any:
@@ -184,8 +187,10 @@ def _compiled(
     turns = jax.ShapeDtypeStruct((len(devices),), jnp.int32, sharding=split)
     indices = jax.ShapeDtypeStruct((len(keys), steps, batch_size), jnp.int32, sharding=whole)
     recipes, seeds, carries = of_lanes(recipe), of_lanes(jax.ShapeDtypeStruct((), jnp.int32)), of_lanes(carry)
+    # A batch of QR decompositions (orthogonal initialisers) on two CPU devices at once can wait for ever for XLA's threads (jaxlib 0.10).
+    starts = _one_by_one if devices[0].platform == "cpu" else jax.vmap
     lowered = (  # here, since what is set for this thread decides what is traced
-        jax.jit(over_lanes(start, 2)).lower(turns, recipes, seeds, keys, inputs),
+        jax.jit(over_lanes(start, 2, group=starts)).lower(turns, recipes, seeds, keys, inputs),
         jax.jit(over_lanes(advance, 3, carried=2), donate_argnums=3).lower(turns, recipes, seeds, carries, data, indices, 0),
         held_out and jax.jit(over_lanes(score, 2)).lower(turns, recipes, carries, held_out),
     )
@@ -250,6 +255,10 @@ def _in_turn(f: Callable[..., Any], groups: tuple[Any, ...], turns: jax.Array, c
     results = results if carried is None else (groups[carried], *results[1:])
     body = lambda i, results: jax.tree.map(lambda all, one: all.at[i].set(one), results, at(i, results))  # noqa: E731
     return jax.lax.fori_loop(0, turns, body, results)
+
+
+def _one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: jax.lax.map(lambda one: f(*one), args)
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> jax.Array:
