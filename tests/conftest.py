@@ -1,10 +1,12 @@
 """Strict by default: no silent rank promotion, float32 matmuls in full, two CPU devices as the CLI has them."""
 
 import os
+import secrets
 import tempfile
 
 import jax
 import pytest
+from jax._src import lru_cache
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -15,13 +17,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's: plans of lanes are remembered there
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
-    # A folder to each worker: JAX does not write its entries atomically.
-    kept = config.cache.mkdir(f"xla-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")  # type: ignore[union-attr]
+    lru_cache.LRUCache.put = put
     settings = {
-        "jax_compilation_cache_dir": str(kept),
+        "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),  # type: ignore[union-attr]
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_persistent_cache_enable_xla_caches": "none",  # or the key would hold the folder's name
     }
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+def put(self: lru_cache.LRUCache, key: str, value: bytes) -> None:
+    """JAX writes an entry where another worker may be reading it; this one appears whole."""
+    new = self.path / f"{secrets.token_hex(8)}.new"
+    new.write_bytes(value)
+    new.replace(self.path / f"{key}-cache")

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from lossopt_jax.sweep.fleet import Claims, Lost
 TASK = lo.data.digits()
 RECIPE = lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
 SWEEP = {"train": TASK.train, "run": lo.Run(steps=10, batch_size=32), "plan": lo.LanePlan(2, 1)}
-MODEL = lo.from_linen(lo.models.MLP(widths=(8,), output_shape=(10,)))
+MODEL = lo.Model(lambda key, x: (jnp.zeros((64, 10)), {}), lambda params, state, x, *, key, train: (x @ params, state))
 
 
 def trials(count):

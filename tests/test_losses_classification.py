@@ -497,7 +497,10 @@ def test_focal_traps(name):
         assert all(np.isfinite(derivative).all() for derivative in rest), gamma
 
 
-@pytest.mark.parametrize("name", [n for n in TRUTH if n not in KINKED])
+QUICK = ("cross_entropy", "binary_cross_entropy", "focal", "asymmetric")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in TRUTH if n not in KINKED])
 def test_second_derivatives(name):
     """In float64 against differences of the gradient; in float32 finite at the extremes. At logit 0 too, where |x| has a kink."""
     _, (numbers, *_), (kind, *_) = TRUTH[name]

@@ -152,6 +152,7 @@ class TwoHeads(nn.Module):
         return (nn.Dense(2)(h), nn.Dense(1)(h)[:, 0]), jnp.broadcast_to(s, (len(inputs), 2))
 
 
+@pytest.mark.slow
 def test_two_heads_learn_their_log_variances():
     """At the optimum each s is the log of its task's loss: of a target with noise of variance 0.09, log 0.09 = -2.4."""
     x = RNG.normal(size=(512, 3)).astype(np.float32)

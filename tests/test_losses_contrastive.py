@@ -476,8 +476,8 @@ def test_half_precision_is_float32_on_the_rounded_inputs(dtype):
 def test_float64_stays_float64():
     with jax.enable_x64(True):
         wide = tuple(x.astype(np.float64) for x in PAIRS)
-        np.testing.assert_allclose(losses.info_nce(wide, temperature=0.2), info_nce_64(*wide, 0.2), rtol=1e-12)
-        got = losses.lambdarank(SCORES.astype(np.float64), RELEVANCE)
+        np.testing.assert_allclose(jax.jit(losses.info_nce)(wide, temperature=0.2), info_nce_64(*wide, 0.2), rtol=1e-12)
+        got = jax.jit(losses.lambdarank)(SCORES.astype(np.float64), RELEVANCE)
         assert got.dtype == np.float64
         np.testing.assert_allclose(got, pairs_64(SCORES.astype(np.float64), RELEVANCE, weight=ndcg_change).real, rtol=1e-12)
 

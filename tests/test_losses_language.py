@@ -104,6 +104,7 @@ def test_ctc_padding_is_where_it_is_and_holds_what_it_likes():
     np.testing.assert_allclose(kept(z), np.asarray(values)[[0, 2, 4]].mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ctc_extremes():
     """Logits of 1e4 for and against, all alike, classes masked by -inf, and the reading that is certain."""
     labels, frames = np.array([[1, 2, 1, -100, -100]] * 6), np.array([12] * 6)

@@ -211,6 +211,7 @@ def optax_like() -> dict[str, tuple[Any, Any]]:
     return jax.tree.map(np.asarray, jax.jit(lambda: {name: both(*case) for name, case in AS_OPTAX.items()})())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AS_OPTAX)
 def test_trajectory_equals_optax(name: str, optax_like: Any) -> None:
     (losses, path), (_, expected) = optax_like[name]

@@ -28,6 +28,7 @@ def test_a_short_run_takes_the_usual_plan_and_leaves_no_file(cache):
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_other_widths_are_measured_once_and_what_was_compiled_is_what_runs(cache, monkeypatch):
     plan = lo.plan_lanes(MODEL, TRIALS, **SWEEP, seconds=60.0)
     assert "times one at a time" in str(plan)
@@ -56,6 +57,15 @@ def test_a_cache_folder_that_cannot_be_made_costs_only_the_memory(tmp_path, monk
     group = planning.Group(MODEL, TRIALS.recipes, lo.data.as_batch(SWEEP["train"], "train"), None, SWEEP["run"], 1)
     planning._remember(group, lo.LanePlan(2, 8), "why")
     assert planning._remembered(group) is None
+
+
+def test_what_is_remembered_is_taken_as_it_is(cache, monkeypatch):
+    group = planning.Group(MODEL, TRIALS.recipes, lo.data.as_batch(SWEEP["train"], "train"), None, SWEEP["run"], 1)
+    planning._remember(group, lo.LanePlan(2, 4), "as measured before")
+    monkeypatch.setattr(planning.Group, "rate", lambda *_: pytest.fail("measured again"))
+    plan = lo.plan_lanes(MODEL, TRIALS, **SWEEP)
+    assert plan == lo.LanePlan(2, 4)
+    assert str(plan).endswith("side by side, as measured before")
 
 
 def test_the_width_shrinks_until_the_program_fits(cache, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-QUICK = ("digits_nnx", "regression")  # to compile
+QUICK = ("digits_nnx",)  # to compile
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"(lossopt (?:sweep|train) configs/\w+\.toml|lossopt list|lossopt --help)", README)))
 
@@ -25,7 +25,10 @@ def test_its_python_runs():
     exec(compile("\n".join(blocks), "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+FIRST = "lossopt sweep configs/digits_mlp.toml"  # the others with a config are variants, of which test_cli runs some
+
+
+@pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] * ("configs" in c and c != FIRST)) for c in COMMANDS])
 def test_its_commands_work(command, tmp_path):
     os.symlink(ROOT / "configs", tmp_path / "configs")
     program = [sys.executable, "-c", "from lossopt_jax.cli import main; main()", *shlex.split(command)[1:]]
