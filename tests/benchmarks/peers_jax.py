@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -30,7 +32,7 @@ class MLP(nn.Module):
 
 class CNN(nn.Module):
     classes: int
-    conv: type
+    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x):
@@ -170,8 +172,9 @@ def lanes_of(workload: str, rates):
 
     w = WORKLOADS[workload]
     x, y, classes = data(workload)
-    model = lo.from_linen(network(workload, classes, getattr(lo.models, "PatchConv", nn.Conv)))
-    tx = lo.bind(lo.optimizers.momentum, momentum=0.9) if w.momentum else lo.bind(lo.optimizers.adamw, weight_decay=1e-2)
+    conv = partial(nn.Conv, conv_general_dilated=lo.models.conv_by_patches)
+    model = lo.from_linen(network(workload, classes, conv))
+    tx = lo.bind(lo.optimizers.momentum, beta=0.9) if w.momentum else lo.bind(lo.optimizers.adamw, weight_decay=1e-2)
     recipe = lo.Recipe(lo.bind(lo.losses.cross_entropy), tx, lo.bind(lo.schedules.constant, value=1e-3))
     trials = lo.grid(recipe, {"schedule.value": rates.tolist()})
     given = {"train": (x, y), "run": lo.Run(steps=w.steps, batch_size=w.batch)}
