@@ -6,7 +6,11 @@ import tempfile
 
 import jax
 import pytest
-from jax._src import lru_cache
+
+try:
+    from jax._src import lru_cache
+except ImportError:  # JAX's own business, so it may move
+    lru_cache = None
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -17,9 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's: plans of lanes are remembered there
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
-    lru_cache.LRUCache.put = put
+    # Processes that tests start write entries in place, so each worker's have a folder of their own.
+    own = str(config.cache.mkdir(f"xla-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"))
     settings = {
-        "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),  # type: ignore[union-attr]
+        "jax_compilation_cache_dir": own,
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_persistent_cache_enable_xla_caches": "none",  # or the key would hold the folder's name
@@ -27,9 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    if hasattr(getattr(lru_cache, "LRUCache", None), "put"):
+        lru_cache.LRUCache.put = put
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
 
 
-def put(self: lru_cache.LRUCache, key: str, value: bytes) -> None:
+def put(self, key: str, value: bytes) -> None:
     """JAX writes an entry where another worker may be reading it; this one appears whole."""
     new = self.path / f"{secrets.token_hex(8)}.new"
     new.write_bytes(value)
