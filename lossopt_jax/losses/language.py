@@ -101,7 +101,8 @@ def dpo(
     >>> dpo((jnp.array([-10.0]), jnp.array([-30.0])), (jnp.array([-15.0]), jnp.array([-20.0]))).round(4)
     Array([0.2014], dtype=float32)
     """
-    h = jnp.asarray(beta, jnp.float32) * _preference(outputs, targets, loss="dpo")
+    h = _preference(outputs, targets, loss="dpo")
+    h *= jnp.asarray(beta, h.dtype)
     a = jnp.asarray(label_smoothing, h.dtype)
     return binary_nll(h, jnp.broadcast_to(1 - a, h.shape), jnp.broadcast_to(a, h.shape))
 
@@ -115,7 +116,8 @@ def ipo(outputs: tuple[jax.Array, jax.Array], targets: tuple[jax.Array, jax.Arra
     >>> ipo((jnp.array([-10.0]), jnp.array([-30.0])), (jnp.array([-15.0]), jnp.array([-20.0])))
     Array([100.], dtype=float32)
     """
-    return jnp.square(_preference(outputs, targets, loss="ipo") - 1 / (2 * jnp.asarray(beta, jnp.float32)))
+    h = _preference(outputs, targets, loss="ipo")
+    return jnp.square(h - 1 / (2 * jnp.asarray(beta, h.dtype)))
 
 
 def sequence_log_probs(logits: jax.Array, labels: jax.Array, *, ignore_index: int = -100) -> jax.Array:
