@@ -15,13 +15,19 @@ except ImportError:  # JAX's own business, so it may move
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+QUICK_COMPILES = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """What XLA has compiled once, by a test or by a command that a test started, is kept: most of the suite's time is compiling."""
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's: plans of lanes are remembered there
     if config.option.markexpr == "not slow":
-        # Two fifths less time, since most is compiling. `pytest -m slow` compiles as users do; so does `XLA_FLAGS= pytest`.
-        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        # Most of the time is compiling, and so it is a fifth. `pytest -m slow` compiles as users do; so does `XLA_FLAGS= pytest`.
+        os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILES))
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
     # Processes that tests start write entries in place, so each worker's have a folder of their own.
