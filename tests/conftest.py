@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -15,19 +17,15 @@ except ImportError:  # JAX's own business, so it may move
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-QUICK_COMPILES = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+QUICK_COMPILES = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """What XLA has compiled once, by a test or by a command that a test started, is kept: most of the suite's time is compiling."""
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # not the user's: plans of lanes are remembered there
-    if config.option.markexpr == "not slow":
+    if config.option.markexpr == "not slow" and "XLA_FLAGS" not in os.environ:
         # Most of the time is compiling, and so it is a fifth. `pytest -m slow` compiles as users do; so does `XLA_FLAGS= pytest`.
-        os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILES))
+        os.environ["XLA_FLAGS"] = known(QUICK_COMPILES)
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
     # Processes that tests start write entries in place, so each worker's have a folder of their own.
@@ -44,6 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(getattr(lru_cache, "LRUCache", None), "put"):
         lru_cache.LRUCache.put = put
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+
+
+def known(flags: dict[str, object]) -> str:
+    """Those flags that this jaxlib has: they come and go, and an unknown one ends the process that meets it in XLA_FLAGS."""
+    code = f"import jax\nprogram = jax.jit(lambda x: x).lower(1.0)\nfor name, value in {flags}.items():\n"
+    code += "  try: program.compile({name: value})\n  except jax.errors.JaxRuntimeError: pass\n"
+    code += "  else: print(f'--{name}={value}')"
+    return " ".join(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
 def put(self, key: str, value: bytes) -> None:
