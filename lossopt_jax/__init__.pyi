@@ -54,5 +54,8 @@ from .sweep import work as work
 from .train import Fitted as Fitted
 from .train import Run as Run
 from .train import fit as fit
+from .tune import Stage as Stage
+from .tune import Tuned as Tuned
+from .tune import tune as tune
 
 __version__: str

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -191,6 +191,62 @@ def find_lr(
         finding.show_finding(found)
         finding.write_finding(place, experiment, found)
         folder.remove_state(place)
+        typer.echo(place)
+
+
+@app.command()
+def tune(
+    config: Config,
+    minutes: Annotated[float | None, typer.Option(help="The budget as a time, beside compiling.", show_default=False)] = None,
+    lane_steps: Annotated[int | None, typer.Option(help="The budget as steps of all lanes; 20 x run.steps.", show_default=False)] = None,
+    seeds: Annotated[int, typer.Option(help="Under how many new seeds the winner meets the recipe as it is given.")] = 3,
+    set_: Set = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    save_every: SaveEvery = 30.0,
+) -> None:
+    """Tune the recipe of a config: each optimizer's learning rate, a halving sweep around them, the winner against the recipe."""
+    with _one_line_errors(), _interruptible() as stop_if_interrupted, ExitStack() as bar:
+        _prepare_jax()
+        from . import config as configs
+        from .recipe import numbers
+        from .report import folder, progress, tuning
+        from .tune import Stage, tune
+
+        experiment = configs.load(config, set_ or ())
+        swept = {} if experiment.trials is None else experiment.trials.space
+        known = numbers(experiment.recipe)
+        place = _claimed(experiment, out, resume=resume, overwrite=overwrite)
+
+        def on_stage(stage: Stage) -> list[Callable[[Any], None]]:
+            bar.close()
+            typer.echo(f"{stage.name}: {stage.lanes} lanes, {stage.steps} steps of {experiment.run.batch_size} examples")
+            shown = progress.progress(stage.steps, stage.lanes, quiet=quiet, lane_steps=stage.lane_steps)
+            return [bar.enter_context(shown), stop_if_interrupted]
+
+        tuned = tune(
+            experiment.model,
+            experiment.recipe,
+            train=experiment.task.train,
+            evaluate=experiment.task.evaluate,
+            run=experiment.run,
+            space={path: what for path, what in swept.items() if path in known},
+            lane_steps=lane_steps,
+            minutes=minutes,
+            seeds=seeds,
+            on_stage=on_stage,
+            checkpoint=place / folder.STATE,
+            save_every=save_every,
+        )
+        bar.close()
+        tuning.show_tuned(tuned)
+        with _shown_if_not_written(place):
+            tuning.write_tuned(place, experiment, tuned)
+        folder.remove_state(place)
+        if tuned.final is not None:
+            typer.echo(f"train it by itself: lossopt train {place / 'best.toml'}")
         typer.echo(place)
 
 

@@ -15,6 +15,7 @@ from .rungs import asha as asha
 from .rungs import halving as halving
 from .rungs import hyperband as hyperband
 from .search import search as search
+from .spaces import Distribution as Distribution
 from .spaces import Trials as Trials
 from .spaces import Variant as Variant
 from .spaces import choice as choice

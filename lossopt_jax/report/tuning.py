@@ -1,0 +1,81 @@
+"""The files of a tuned recipe, and what is printed of it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from . import folder, lr_plot, plots, results, tables
+
+
+def write_tuned(place: Path, experiment: Any, tuned: Any) -> None:
+    """config.toml, tuned.csv, rates.csv, summary.json, a find_lr-<optimizer>.png each; sweep/ as `lossopt sweep` writes it; of the
+    better recipe best.toml and best_params.msgpack; curves.png last.
+    """
+    if tuned.swept is not None:
+        results.write_sweep(place / "sweep", experiment, tuned.swept)
+    folder.begin(place)
+    results.write_config(place, experiment.resolved)
+    rates = [{"optimizer": label, **row} for label, found in tuned.findings.items() for row in found.table()]
+    folder.write_csv(place / "rates.csv", rates)
+    folder.write_csv(place / "tuned.csv", tuned.table())
+    summary = {
+        "improved": tuned.improved,
+        "suggested": {label: found.suggested for label, found in tuned.findings.items()},
+        "lane_steps": tuned.lane_steps,
+        "recipes": tuned.table(),
+    }
+    head = {"name": experiment.name, "what": "tune", "format": folder.FORMAT}
+    folder.write_json(place / "summary.json", head | summary | results._machine())
+    for label, found in tuned.findings.items():
+        lr_plot.write_finding(place / f"find_lr-{label}.png", found)
+    final = tuned.final
+    if final is None:
+        return
+    results.write_config(place, experiment.resolved_with(tuned.recipe), "best.toml")
+    if not final.failure():
+        folder.write_bytes(place / "best_params.msgpack", results._state_bytes(final.state(final.best_lane())))
+    names = ("tuned", "as given")
+    plots.write_curves(
+        place / "curves.png",
+        final.history,
+        final.evaluations,
+        final.evaluation_steps,
+        final.diverged_at,
+        best=[0, final.seeds],
+        labels=[f"{name}, the first of {final.seeds} seeds" if final.seeds > 1 else name for name in names],
+        title=f"{experiment.name}: tuned, and as given",
+        every=final.history_every,
+    )
+
+
+def show_tuned(tuned: Any, console: Console | None = None) -> None:
+    """Print what the stages found, and whether it is better than what was given."""
+    console = console or Console()
+    suggested = [f"{label} {found.suggested:.2g}" for label, found in tuned.findings.items() if math.isfinite(found.suggested)]
+    if not suggested:
+        for label, found in tuned.findings.items():
+            console.print(f"{label}: {'; '.join(found.verdicts.values())}", highlight=False, soft_wrap=True)
+        console.print("no learning rate was found for any optimizer: nothing was tuned", style="bold red", highlight=False)
+        return
+    console.print(f"rates in a tenth of the steps: {', '.join(suggested)}", highlight=False)
+    results.show_sweep(tuned.swept)
+    if tuned.final is None:
+        return
+    seeds = tuned.final.seeds
+    for row in tuned.table():
+        shown = [f"{tables.plain_name(name)} {_with_sem(row, name)}" for name in _metrics(row)]
+        console.print(f"{row['which']:9} {'  '.join(shown)}  ({seeds} new seed{'s' * (seeds > 1)})", highlight=False, soft_wrap=True)
+    said = "the tuned recipe is the better one" if tuned.improved else "the recipe as given was not beaten: it is in best.toml"
+    spent = ", ".join(f"{name} {count:,}" for name, count in tuned.lane_steps.items())
+    console.print(f"{said}; lane-steps: {spent}", style="bold", highlight=False, soft_wrap=True)
+
+
+def _with_sem(row: dict[str, Any], name: str) -> str:
+    sem = row.get(f"{name}_sem", math.nan)
+    return f"{row[name]:.4g}" + (f" ± {sem:.2g}" if math.isfinite(sem) else "")
+
+
+def _metrics(row: dict[str, Any]) -> list[str]:
+    return [name for name in row if name.startswith("held_out_") and not name.endswith("_sem")] or ["train_loss"]

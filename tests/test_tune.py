@@ -1,0 +1,121 @@
+"""Tuning: its stages, its budget, that it is honest about the recipe it was given, and that it goes on where it was cut off."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import lossopt_jax as lo
+from lossopt_jax.cli import main
+
+TASK = lo.data.digits()
+LINEAR = lo.Model(lambda key, x: (jax.random.normal(key, (64, 10)) * 0.01, {}), lambda params, state, x, *, key, train: (x @ params, state))
+RUN = lo.Run(steps=40, batch_size=32, chunk=10)
+SLOW = lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.adam), lo.bind(lo.schedules.cosine, init=1e-6, total=40))
+DATA = {"train": TASK.train, "evaluate": TASK.evaluate, "run": RUN}
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    stages = []
+    families = [SLOW.optimizer, lo.bind(lo.optimizers.momentum)]
+    found = lo.tune(LINEAR, SLOW, **DATA, families=families, lane_steps=40 * 20, on_stage=lambda stage: stages.append(stage) or ())
+    return found, stages
+
+
+def test_a_rate_that_crawls_is_found_and_beaten(tuned):
+    found, stages = tuned
+    assert [stage.name for stage in stages] == ["rates of adam", "rates of momentum", "sweep", "final"]
+    assert found.improved
+    assert [row["which"] for row in found.table()] == ["tuned", "as given"]
+    assert found.table()[0]["held_out_loss"] < 0.5 * found.table()[1]["held_out_loss"]
+    assert found.recipe is found.final.trials.recipes[0]
+    assert found.recipe is not SLOW
+
+
+def test_the_stages_stay_within_the_budget_and_say_what_they_took(tuned):
+    found, stages = tuned
+    assert sum(found.lane_steps.values()) <= 40 * 20
+    assert found.lane_steps["sweep"] == stages[2].lane_steps == found.swept.lane_steps
+    assert found.lane_steps["final"] == 6 * 40
+
+
+def test_trials_lie_around_the_rate_of_their_own_optimizer(tuned):
+    found, _ = tuned
+    trials = found.swept.trials
+    rows = [trials.values(i) for i in range(len(trials))]
+    assert {row["optimizer"] for row in rows} == {"adam", "momentum"}
+    for row, recipe in zip(rows, trials.recipes, strict=True):
+        rate = found.findings[row["optimizer"]].suggested
+        assert rate / 20.01 <= row["schedule.init"] <= rate * 4.01
+        assert recipe.optimizer.fn.__name__ == row["optimizer"]
+        assert float(recipe.schedule.hparams["init"]) == pytest.approx(row["schedule.init"], rel=1e-6)
+        if row["optimizer"] == "momentum":
+            assert float(recipe.optimizer.hparams["weight_decay"]) == pytest.approx(row["momentum.weight_decay"], rel=1e-6)
+        else:  # adam here has no decay
+            assert np.isnan(row["momentum.weight_decay"])
+
+
+def test_cut_off_it_goes_on_to_the_same_bits(tuned, tmp_path):
+    class Cut(Exception):
+        pass
+
+    def cut(progress):
+        if progress.step >= 20:
+            raise Cut
+
+    how = {**DATA, "families": [SLOW.optimizer, lo.bind(lo.optimizers.momentum)], "lane_steps": 40 * 20, "checkpoint": tmp_path}
+    for name in ("sweep", "final"):
+        with pytest.raises(Cut):
+            lo.tune(LINEAR, SLOW, **how, save_every=0, on_stage=lambda stage, name=name: cut if stage.name == name else ())
+    again, whole = lo.tune(LINEAR, SLOW, **how), tuned[0]
+    np.testing.assert_array_equal(again.swept.history["loss"], whole.swept.history["loss"])
+    np.testing.assert_array_equal(again.final.history["loss"], whole.final.history["loss"])
+
+
+def test_where_nothing_learns_the_recipe_is_the_one_given():
+    x, y = TASK.train
+    found = lo.tune(LINEAR, SLOW, train=(x * np.nan, y), run=RUN, families=[SLOW.optimizer])
+    assert (found.recipe, found.swept, found.final, found.improved, found.table()) == (SLOW, None, None, False, [])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        ({"lane_steps": 1, "minutes": 1.0}, ValueError, "lane_steps or minutes, not both"),
+        ({"minutes": 0.0}, ValueError, "must be above 0 and finite, got 0.0"),
+        ({"lane_steps": -5}, ValueError, "must be above 0 and finite, got -5"),
+        ({"seeds": 0}, ValueError, "seeds must be at least 1, got 0"),
+        ({"families": []}, ValueError, "at least one optimizer"),
+        ({"families": [lo.optimizers.adam]}, TypeError, "families must be bound optimizers"),
+        ({"lane_steps": 350, "families": [SLOW.optimizer]}, ValueError, r"leaves 46 lane-steps for the sweep, of which 9 trials need \d+"),
+    ],
+)
+def test_what_cannot_be_tuned_is_named(wrong, error, words):
+    with pytest.raises(error, match=words):
+        lo.tune(LINEAR, SLOW, **{**DATA, **wrong})
+
+
+def test_the_command_writes_what_it_found(tmp_path, monkeypatch, capsys):
+    config = Path(__file__).parents[1] / "configs" / "digits_mlp.toml"
+    small = ["--set", "run.steps=30", "--set", "schedule.total=30", "--set", "schedule.warmup=2"]
+    monkeypatch.setattr(sys, "argv", ["lossopt", "tune", str(config), *small, "--seeds", "2", "--out", str(tmp_path / "here")])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--set", "sweep.space.schedule.warmup={uniform=[0,10]}"])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    printed = capsys.readouterr()
+    assert not exited.value.code, printed.err
+    assert "rates in a tenth of the steps: adamw " in printed.out
+    here = tmp_path / "here"
+    assert {path.name for path in here.iterdir()} == {
+        *("config.toml", "best.toml", "best_params.msgpack", "rates.csv", "tuned.csv", "summary.json", "curves.png", "sweep"),
+        *("find_lr-adamw.png", "find_lr-momentum.png"),
+    }
+    summary = json.loads((here / "summary.json").read_text())
+    assert summary["what"] == "tune"
+    assert sum(summary["lane_steps"].values()) <= 20 * 30
+    assert [row["which"] for row in summary["recipes"]] in (["tuned", "as given"], ["as given", "tuned"])
+    assert lo.load(here / "sweep").lanes == len((here / "sweep" / "trials.csv").read_text().splitlines()) - 1
