@@ -24,6 +24,8 @@ from .recipe import Recipe as Recipe
 from .recipe import bind as bind
 from .recipe import numbers as numbers
 from .recipe import with_numbers as with_numbers
+from .recommend import Recommendation as Recommendation
+from .recommend import recommend as recommend
 from .saved import load as load
 from .saved import save as save
 from .step import TrainState as TrainState

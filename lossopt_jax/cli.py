@@ -278,6 +278,44 @@ def compare(
         comparison.show(compare(runs))
 
 
+@app.command()
+def recommend(
+    kind: Annotated[str | None, typer.Argument(help="regression, binary, multiclass, segmentation, tokens ...", show_default=False)] = None,
+    family: Annotated[str | None, typer.Option(help="mlp, cnn, rnn, transformer or unet.", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="A CSV file with a header: its kind is found out.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Option(help="The column of the CSV file to predict.", show_default=False)] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the config here instead of printing it.", show_default=False)] = None,
+) -> None:
+    """Recommend a loss, an optimizer and a schedule for a kind of task or for data, with reasons and a config that runs."""
+    with _one_line_errors():
+        _prepare_jax()
+        from .recommend import KINDS, recommend, recommend_csv
+        from .report import folder
+
+        if (data is None) != (target is None):
+            raise ValueError("--data and --target go together: the file, and the column of it to predict")
+        if kind is None and data is None:
+            raise ValueError(f"give a kind of task ({', '.join(KINDS)}), or --data and --target")
+        table = None
+        if data is not None and target is not None:
+            found, table = recommend_csv(str(data), target, kind, family)
+        else:
+            found = recommend(kind, family=family)
+        typer.echo(found)
+        try:
+            config = found.config(table)
+        except ValueError as error:
+            typer.secho(f"no config: {error}", fg=typer.colors.YELLOW)
+            return
+        if write is None:
+            typer.echo(f"\n{config}")
+            return
+        if write.exists():
+            raise FileExistsError(f"{write} exists: choose another file to --write")
+        folder.write_text(write, config)
+        typer.echo(f"lossopt train {write}, lossopt sweep {write}, lossopt tune {write}")
+
+
 @app.command("list")
 def list_(
     room: Annotated[str | None, typer.Argument(help="losses, optimizers or schedules [default: all].", show_default=False)] = None,

@@ -145,7 +145,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     resolved: dict[str, Any] = {"name": name}
     if clip_norm is not None:
         resolved["clip_norm"] = clip_norm
-    resolved |= {"data": {"name": _required(config, "data")["name"]}, "model": module}
+    resolved |= {"data": dict(_required(config, "data")), "model": module}
     resolved |= {key: _plain(bound) for key, bound in parts.items()}
     resolved["run"] = {key: value for key, value in dataclasses.asdict(run).items() if value is not None}
     if drawn is not None:
@@ -215,9 +215,20 @@ def _run(table: Mapping[str, Any]) -> Run:
 
 
 def _task(table: Mapping[str, Any]) -> data.Task:
-    name = _choice(table, data.TASKS, "data")
-    _known(table, ("name",), "[data]")
-    return getattr(data, name)()
+    name = _choice(table, (*data.TASKS, "csv"), "data")
+    if name != "csv":
+        _known(table, ("name",), "[data]")
+        return getattr(data, name)()
+    _known(table, ("name", "path", "target", "kind"), "[data]")
+    for key, what in (("path", "a file"), ("target", "the name of a column")):
+        if not isinstance(table.get(key), str):
+            raise ConfigError(f"data.{key} must be {what}, got {table.get(key)!r}")
+    try:
+        return data.csv(**{key: value for key, value in table.items() if key != "name"})
+    except OSError as error:
+        raise ConfigError(f"data.path: cannot read {table['path']}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from None
 
 
 def _model(table: Mapping[str, Any], task: data.Task) -> tuple[Model, dict[str, Any]]:

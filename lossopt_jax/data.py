@@ -95,6 +95,58 @@ def help_text() -> Task:
     return Task((x, y), (x_test, y_test), (window, len(alphabet)))
 
 
+def csv(path: str, target: str, kind: str = "regression") -> Task:
+    """A table of numbers with a header line: inputs [n, columns] standardised on the training part; a fifth held out.
+
+    target: the column to predict. kind: "regression" (float targets, standardised on the training part), "counts" (float targets as they
+    are) or "classes" (any values, each a class in sorted order; two of them are 0 and 1). Errors name the column and the line.
+    """
+    x, y = columns(path, target)
+    if kind not in ("regression", "counts", "classes"):
+        raise ValueError(f"csv: kind must be regression, counts or classes, got {kind!r}")
+    if kind == "classes":
+        values, codes = np.unique(y, return_inverse=True)
+        return _standardised(_split(x, codes.astype(np.int32), () if len(values) == 2 else (len(values),)))
+    if y.dtype.kind != "f":
+        raise ValueError(f"csv: column {target!r} of {path} must be numbers for {kind}")
+    (x_train, y_train), (x_test, y_test), shape = _standardised(_split(x, y.astype(np.float32), ()))
+    mean, std = (y_train.mean(), y_train.std() or 1) if kind == "regression" else (0, 1)
+    return Task((x_train, (y_train - mean) / std), (x_test, (y_test - mean) / std), shape)
+
+
+def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """The input columns of a CSV file, [n, columns], and the target's values, [n]: floats where all are numbers, else text."""
+    import csv as reader
+
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        header, *rows = [row for row in reader.reader(file) if row] or [[]]
+    if target not in header:
+        raise ValueError(f"csv: {path} has no column {target!r}; it has {', '.join(header) or 'no header line'}")
+    if len(rows) < 5:
+        raise ValueError(f"csv: {path} has {len(rows)} rows, and a fifth is to be held out: at least 5 are needed")
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise ValueError(f"csv: line {line} of {path} has {len(row)} values where the header has {len(header)}")
+        for name, value in zip(header, row, strict=True):
+            if not value.strip():
+                raise ValueError(f"csv: line {line} of {path}: {name!r} is empty; fill it or leave the line out")
+            if name != target and not _is_number(value):
+                raise ValueError(f"csv: line {line} of {path}: {name!r} is {value!r}, which is no finite number; code it as numbers")
+    if len(header) < 2:
+        raise ValueError(f"csv: {path} has no column beside {target!r} to predict it from")
+    at = header.index(target)
+    x = np.array([[float(value) for i, value in enumerate(row) if i != at] for row in rows], np.float32)
+    values = [row[at].strip() for row in rows]
+    return x, np.array([float(v) for v in values]) if all(map(_is_number, values)) else np.array(values)
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except ValueError:
+        return False
+
+
 def help_codes() -> tuple[np.ndarray, str]:
     """Python's help topics in alphabetical order as int codes [characters], and the alphabet that they index."""
     from pydoc_data.topics import topics
@@ -115,7 +167,7 @@ def _split(x: np.ndarray, y: np.ndarray, output_shape: tuple[int, ...]) -> Task:
 
 def _standardised(task: Task) -> Task:
     (x, y), (x_test, y_test), output_shape = task
-    mean, std = x.mean(0), x.std(0)
+    mean, std = x.mean(0), np.where(x.std(0) > 0, x.std(0), 1)
     return Task(((x - mean) / std, y), ((x_test - mean) / std, y_test), output_shape)
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"sweep"},
     {"report"},
     {"lr_finder", "saved"},
-    {"config", "diagnose", "tune"},
+    {"config", "diagnose", "recommend", "tune"},
     {"compare"},
     {"cli"},
 ]

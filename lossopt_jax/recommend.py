@@ -1,0 +1,381 @@
+"""Which loss, optimizer and schedule for a task: the rules in one table each, with their reasons, sources and the runs behind them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import losses, optimizers, schedules
+from .data import columns
+from .recipe import Recipe, bind, nearest
+
+RARE = 0.2  # a class of less than this share is rare
+LONG_TAIL = 10.0  # the largest class is so many times the smallest
+FAR, HEAVY = 4.0, 0.005  # residuals beyond so many robust deviations, and which share of them is a heavy tail: Gauss has 0.006 %
+MANY = 20  # whole numbers of more values than this are no classes
+LARGEST_COUNT = 1000  # nor counts beyond this, or where none is 0 or 1
+
+
+class Choice(NamedTuple):
+    """A part and why. numbers: what it starts with. evidence: the run of ours behind it, "" where there is none yet."""
+
+    name: str
+    numbers: Mapping[str, Any]
+    reason: str
+    source: str
+    evidence: str = ""
+
+
+class Kind(NamedTuple):
+    """A kind of task. data, family: a task of ours of that kind, None where there is none, and the network it is given to."""
+
+    loss: Choice
+    data: str | None
+    family: str
+
+
+CROSS_ENTROPY = Choice(
+    "cross_entropy",
+    {},
+    "the likelihood of the class; label_smoothing is worth sweeping",
+    "Bishop 2006, section 4.3.4; Szegedy et al. 2016, arXiv:1512.00567",
+    "configs/digits_mlp.toml: held-out accuracy 98.9 %",
+)
+KINDS = {
+    "regression": Kind(
+        Choice("mse", {}, "the likelihood of Gaussian noise; mae for the median", "Bishop 2006, section 1.2.5"), "diabetes", "mlp"
+    ),
+    "regression_outliers": Kind(
+        Choice(
+            "huber",
+            {"delta": 1.0},
+            "squared near the target, linear far from it, so that outliers do not decide; delta in units of the target",
+            "Huber 1964, Annals of Mathematical Statistics 35",
+            "configs/diabetes_mlp.toml: held-out Huber loss 0.233 ± 0.003",
+        ),
+        "diabetes",
+        "mlp",
+    ),
+    "counts": Kind(
+        Choice("poisson_nll", {}, "the likelihood of counts; the network gives the logarithm of the rate", "McCullagh & Nelder 1989"),
+        None,
+        "mlp",
+    ),
+    "binary": Kind(
+        Choice(
+            "binary_cross_entropy",
+            {},
+            "the likelihood of yes and no",
+            "Bishop 2006, section 4.3.2",
+            "configs/breast_cancer_mlp.toml: held-out accuracy 98.2 %, loss 0.062 ± 0.004",
+        ),
+        "breast_cancer",
+        "mlp",
+    ),
+    "binary_rare": Kind(
+        Choice(
+            "binary_cross_entropy",
+            {"pos_weight": 10.0},
+            "a missed positive costs pos_weight false alarms: set it to what it costs you; the outputs are then no probabilities",
+            "King & Zeng 2001, Political Analysis 9",
+            "configs/rare_cancer_mlp.toml: held-out accuracy 96.5 %, where everything benign has 67.3 %",
+        ),
+        "rare_cancer",
+        "mlp",
+    ),
+    "multiclass": Kind(CROSS_ENTROPY, "digits", "mlp"),
+    "multiclass_long_tail": Kind(
+        Choice(
+            "logit_adjusted",
+            {"priors": [0.1] * 10},
+            "cross-entropy with the classes' shares put into the logits, for an error that counts classes alike; priors are those shares",
+            "Menon et al. 2021, arXiv:2007.07314",
+        ),
+        "digits",
+        "mlp",
+    ),
+    "multilabel": Kind(
+        Choice("binary_cross_entropy", {}, "a yes or no for each label by itself", "Bishop 2006, section 4.3.2"), None, "mlp"
+    ),
+    "ordinal": Kind(
+        Choice("ordinal", {}, "is it above each step? classes - 1 outputs", "Cao et al. 2020 (CORAL), arXiv:1901.07884"), None, "mlp"
+    ),
+    "segmentation": Kind(
+        Choice(
+            "binary_dice",
+            {},
+            "the overlap itself, whatever the share of the foreground; binary_iou is its twin, binary_dice_cross_entropy is smoother",
+            "Milletari et al. 2016, arXiv:1606.04797",
+            "configs/pasted_digits_unet.toml: held-out Dice loss 0.424 ± 0.008",
+        ),
+        "pasted_digits",
+        "unet",
+    ),
+    "segmentation_classes": Kind(
+        Choice("dice_cross_entropy", {}, "overlap by class, and a gradient where there is none yet", "Isensee et al. 2021 (nnU-Net)"),
+        None,
+        "unet",
+    ),
+    "tokens": Kind(
+        CROSS_ENTROPY._replace(
+            reason="the likelihood of the next token", evidence="configs/help_text_transformer.toml: 1.589 ± 0.006 nats a character"
+        ),
+        "help_text",
+        "transformer",
+    ),
+}
+
+
+class Family(NamedTuple):
+    """What a kind of network wants. rate: the schedule's number that is the learning rate; low, high: where to sweep it."""
+
+    optimizer: Choice
+    schedule: Choice
+    rate: str
+    low: float
+    high: float
+    clip_norm: float | None = None
+
+
+COSINE = "a rate that falls to zero at the end of the run settles what a constant one leaves noisy"
+SGDR = "Loshchilov & Hutter 2017, arXiv:1608.03983"
+ADAM = "Kingma & Ba 2015, arXiv:1412.6980"
+ADAMW = "Loshchilov & Hutter 2019, arXiv:1711.05101"
+FAMILIES = {
+    "mlp": Family(
+        Choice("adamw", {"weight_decay": 1e-2}, "a step of its own for every parameter, and a decay that is not scaled by it", ADAMW),
+        Choice(
+            "warmup_cosine",
+            {"peak": 1e-3, "warmup": 20},
+            f"{COSINE}; 1e-3 is the field's start",
+            SGDR,
+            "against the rule: lossopt tune on digits_mlp found 3.4e-2, held-out loss 0.037 against 0.070 at 1e-2",
+        ),
+        "peak",
+        1e-4,
+        1e-1,
+    ),
+    "cnn": Family(
+        Choice(
+            "momentum",
+            {"beta": 0.9},
+            "SGD with momentum generalises at least as well as Adam on images",
+            "Wilson et al. 2017, arXiv:1705.08292",
+            "configs/digits_cnn.toml: held-out accuracy 98.3 %, loss 0.051",
+        ),
+        Choice("cosine", {"init": 0.05}, f"{COSINE}; 0.01 to 0.1 is the field's start", SGDR),
+        "init",
+        1e-3,
+        1.0,
+    ),
+    "rnn": Family(
+        Choice(
+            "adam",
+            {},
+            "gradients through time differ in size by orders of magnitude; rmsprop is its older twin",
+            ADAM,
+            "configs/digits_rnn.toml: held-out accuracy 98.2 %, loss 0.062 ± 0.005 with rates from 1e-3 to 1e-1",
+        ),
+        Choice("cosine", {"init": 1e-3}, f"{COSINE}; 1e-3 is the field's start", SGDR),
+        "init",
+        1e-4,
+        1e-1,
+        1.0,
+    ),
+    "transformer": Family(
+        Choice(
+            "adamw",
+            {"weight_decay": 1e-2},
+            "attention's gradients are heavy-tailed: SGD falls behind",
+            "Zhang et al. 2020, arXiv:1912.03194",
+        ),
+        Choice(
+            "warmup_cosine",
+            {"peak": 1e-3, "warmup": 50},
+            "without warm-up the first steps of Adam throw attention off; 1e-4 to 1e-3 is the field's start",
+            "Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745",
+            "configs/help_text_transformer.toml sweeps 3e-3 to 3e-2 for a small one: 1.589 ± 0.006 nats a character",
+        ),
+        "peak",
+        1e-4,
+        3e-2,
+        1.0,
+    ),
+    "unet": Family(
+        Choice("adam", {}, "reliable without a search", ADAM, "configs/pasted_digits_unet.toml: held-out Dice loss 0.424 ± 0.008"),
+        Choice("cosine", {"init": 1e-3}, f"{COSINE}; 1e-3 is the field's start", SGDR),
+        "init",
+        1e-4,
+        1e-1,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A recipe to start from, and why. kind, family: what it is for. facts: what was seen in the data. See `recommend`."""
+
+    kind: str
+    family: str
+    loss: Choice
+    facts: tuple[str, ...] = ()
+
+    @property
+    def _family(self) -> Family:
+        return FAMILIES[self.family]
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """The loss, the optimizer and the schedule."""
+        return {"loss": self.loss, "optimizer": self._family.optimizer, "schedule": self._family.schedule}
+
+    def recipe(self, steps: int = 500) -> Recipe:
+        """The recommendation, bound, for a run of so many steps."""
+        rooms = {"loss": losses, "optimizer": optimizers}
+        parts = {part: bind(getattr(rooms[part], c.name), **c.numbers) for part, c in self.choices.items() if part != "schedule"}
+        parts["schedule"] = bind(getattr(schedules, self._family.schedule.name), **self._family.schedule.numbers, total=steps)
+        clip_norm = self._family.clip_norm
+        return Recipe(**parts, clip_norm=None if clip_norm is None else np.float32(clip_norm))
+
+    @property
+    def space(self) -> dict[str, tuple[float, float]]:
+        """Path -> (low, high) of what to sweep first, on a logarithmic scale."""
+        ranges = {f"schedule.{self._family.rate}": (self._family.low, self._family.high)}
+        return ranges | ({"optimizer.weight_decay": (1e-5, 1e-1)} if "weight_decay" in self._family.optimizer.numbers else {})
+
+    def config(self, data: Mapping[str, Any] | None = None, steps: int = 500) -> str:
+        """A whole config as TOML, as `lossopt train`, `sweep` and `tune` take it.
+
+        data: its [data] table; a task of ours of this kind unless given. Raises ValueError where there is none, or no such network.
+        """
+        import tomli_w
+
+        stand_in, usual = KINDS[self.kind].data, KINDS[self.kind].family
+        if self.family != usual and (usual != "mlp" or self.family not in ("cnn", "rnn") or (data is None and stand_in != "digits")):
+            raise ValueError(f"no network of ours of the family {self.family!r} does {self.kind} on such data: the recipe is for your own")
+        if data is None and stand_in is None:
+            raise ValueError(f"no task of ours is of the kind {self.kind!r}: give the [data] table")
+        ours = "digits_images" if stand_in == "digits" and self.family in ("cnn", "rnn") else stand_in
+        table: dict[str, Any] = {"name": f"{self.kind}_{self.family}"}
+        if self._family.clip_norm is not None:
+            table["clip_norm"] = self._family.clip_norm
+        table |= {"data": dict(data or {"name": ours}), "model": {"name": self.family}}
+        table |= {part: {"name": c.name, **c.numbers} for part, c in self.choices.items()}
+        table["run"] = {"steps": steps, "batch_size": 32, "evaluate_every": max(1, steps // 10)}
+        space: dict[str, dict[str, Any]] = {}
+        for path, (low, high) in self.space.items():
+            part, _, name = path.partition(".")
+            space.setdefault(part, {})[name] = {"log_uniform": [low, high]}
+        table["sweep"] = {"count": 32, "space": space}
+        return tomli_w.dumps(table)
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind}, {self.family}"] + [f"  {fact}" for fact in self.facts]
+        for part, c in self.choices.items():
+            numbers = ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in c.numbers.items())
+            lines += [f"{part:9} {c.name}({numbers})", f"  why     {c.reason}", f"  source  {c.source}"]
+            lines += [f"  run     {c.evidence or 'none of ours yet'}"]
+        if self._family.clip_norm is not None:
+            lines += [
+                f"clip_norm {self._family.clip_norm:g}",
+                "  why     a rare huge gradient does not undo the rest",
+                "  source  Pascanu et al. 2013, arXiv:1211.5063",
+                "  run     none of ours yet",
+            ]
+        lines += [f"sweep     {path} from {low:g} to {high:g}" for path, (low, high) in self.space.items()]
+        return "\n".join(lines)
+
+
+def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = None, family: str | None = None) -> Recommendation:
+    """A loss, an optimizer, a schedule, their starting numbers and what to sweep, each with its reason, source and a run of ours.
+
+    kind: one of `KINDS`; without it the kind is read from inputs [n, ...] and targets. Whole numbers of two values are binary (rare
+    where one has under a fifth); of up to 20 classes, long-tailed where the largest is ten times the smallest; of more, from 0 or 1 to
+    1000 at most, counts. Other numbers are regression, with outliers where more than 0.5 % of the residuals of a linear fit lie beyond
+    four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens. "ordinal"
+    must be said.
+    family: "mlp", "cnn", "rnn", "transformer" or "unet"; by default what the kind and the inputs' axes suggest.
+
+    >>> import lossopt_jax as lo
+    >>> found = lo.recommend("regression_outliers")
+    >>> found.loss.name, found.choices["optimizer"].name
+    ('huber', 'adamw')
+    """
+    facts: list[str] = []
+    numbers: dict[str, Any] = {}
+    if kind is None:
+        if inputs is None or targets is None:
+            raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
+        kind, facts, numbers = _kind_of(np.asarray(inputs), np.asarray(targets))
+    if kind not in KINDS:
+        raise ValueError(f"recommend: no kind {kind!r}; {nearest(kind, KINDS)}")
+    if family is None:
+        family = "cnn" if KINDS[kind].family == "mlp" and inputs is not None and np.ndim(inputs) == 4 else KINDS[kind].family
+    if family not in FAMILIES:
+        raise ValueError(f"recommend: no family {family!r}; {nearest(family, FAMILIES)}")
+    loss = KINDS[kind].loss
+    return Recommendation(kind, family, loss._replace(numbers={**loss.numbers, **numbers}), tuple(facts))
+
+
+def recommend_csv(path: str, target: str, kind: str | None = None, family: str | None = None) -> tuple[Recommendation, dict[str, Any]]:
+    """The recommendation for a column of a CSV file, and the [data] table of its config."""
+    x, y = columns(path, target)
+    codes = np.unique(y, return_inverse=True)[1] if y.dtype.kind == "U" else y
+    whole = bool((codes == np.round(codes)).all())
+    if whole and len(values := np.unique(codes)) <= MANY and kind is None:  # classes may be any whole numbers
+        codes = np.searchsorted(values, codes)
+    found = recommend(kind, inputs=x, targets=codes.astype(np.int32) if whole else codes, family=family)
+    sort = "counts" if found.kind == "counts" else "regression" if found.kind.startswith("regression") else "classes"
+    return found, {"name": "csv", "path": path, "target": target, "kind": sort}
+
+
+def _kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any]]:
+    """The kind, what was seen, and the numbers of the loss that the data gives."""
+    if not len(y) or len(x) != len(y):
+        raise ValueError(f"recommend: inputs and targets need the same number (at least 1) of examples, got {len(x)} and {len(y)}")
+    for name, values in (("inputs", x), ("targets", y)):
+        if values.dtype.kind not in "iufb":
+            raise ValueError(f"recommend: {name} must be numbers, got {values.dtype}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"recommend: {name} has {int((~np.isfinite(values)).sum())} values that are not finite")
+    whole = bool((y == np.round(y)).all())
+    values, counts = np.unique(y, return_counts=True)
+    if len(values) == 1:
+        raise ValueError(f"recommend: all targets are {values[0]}: there is nothing to learn")
+    if y.ndim >= 3 and whole:
+        foreground = [f"{len(values)} classes, {np.mean(y != 0):.1%} of the pixels not 0"]
+        return ("segmentation" if set(values) <= {0, 1} else "segmentation_classes"), foreground, {}
+    if y.ndim == 2 and y.shape[1] == 1:
+        raise ValueError(f"recommend: targets of shape {y.shape}: give them as [n]")
+    if y.ndim == 2 and whole:
+        if set(values) <= {0, 1}:
+            if (y.sum(1) == 1).all():
+                return "multiclass", [f"{y.shape[1]} classes, one of them 1 in each row"], {}
+            return "multilabel", [f"{y.shape[1]} labels, {y.sum(1).mean():.2g} of them true in a row"], {}
+        if x.shape == y.shape and x.dtype.kind in "iu":
+            return "tokens", [f"{len(values)} tokens, {y.shape[1]} in a row"], {}
+    if y.ndim == 1 and whole and len(values) == 2:
+        share = counts.min() / len(y)
+        seen = [f"{counts.min()} of {len(y)} are {values[counts.argmin()]:g} ({share:.1%})"]
+        return ("binary_rare", seen, {"pos_weight": round(float(counts.max() / counts.min()), 3)}) if share < RARE else ("binary", seen, {})
+    if y.ndim == 1 and whole and len(values) <= MANY:
+        ratio = counts.max() / counts.min()
+        seen = [f'{len(values)} classes, the largest {ratio:.3g} times the smallest; numbers of events are "counts" instead']
+        if set(values) != set(range(len(values))):
+            seen.append(f"the labels are {values[0]:g} ... {values[-1]:g}: the loss wants 0 ... {len(values) - 1}")
+        priors = {"priors": [round(float(share), 6) for share in counts / len(y)]}
+        return ("multiclass_long_tail", seen, priors) if ratio >= LONG_TAIL else ("multiclass", seen, {})
+    if y.ndim == 1 and whole and 0 <= values[0] <= 1 and values[-1] <= LARGEST_COUNT:
+        return "counts", [f"whole numbers from {values[0]:g} to {values[-1]:g}, mean {y.mean():.3g}, variance {y.var():.3g}"], {}
+    far = _far(x.reshape(len(x), -1), y.reshape(len(y), -1))
+    seen = [f"{far:.2%} of the residuals of a linear fit lie beyond {FAR:g} robust deviations (Gauss has 0.006 %)"]
+    return ("regression_outliers" if far > HEAVY else "regression"), seen, {}
+
+
+def _far(x: np.ndarray, y: np.ndarray) -> float:
+    """The share of residuals of a linear fit that are far out, in deviations by the median."""
+    design = np.concatenate([np.ones((len(x), 1)), x], 1).astype(np.float64)
+    residuals = y - design @ np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0]
+    deviations = 1.4826 * np.median(np.abs(residuals - np.median(residuals, 0)), 0)
+    return float((np.abs(residuals) > FAR * np.maximum(deviations, 1e-5 * y.std(0))).mean())

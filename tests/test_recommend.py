@@ -1,0 +1,178 @@
+"""Recommendations: what kind of task data is, the user's table as the floor, and configs that run as they are printed."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import lossopt_jax as lo
+from lossopt_jax.cli import main
+from lossopt_jax.config import experiment, load, tomllib
+from lossopt_jax.recommend import FAMILIES, KINDS
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(400, 3)).astype(np.float32)
+LINE = X @ np.float32([1, -2, 0.5])
+
+
+def test_the_table_that_users_know_is_the_floor():
+    wanted = {
+        "regression": {"mse", "mae", "huber"},
+        "regression_outliers": {"mae", "huber"},
+        "binary": {"binary_cross_entropy"},
+        "multiclass": {"cross_entropy"},
+        "segmentation": {"binary_dice", "binary_iou"},
+    }
+    for kind, valid in wanted.items():
+        assert lo.recommend(kind).loss.name in valid
+    optimizers = {"mlp": {"adam", "adamw"}, "transformer": {"adamw"}, "cnn": {"momentum"}, "rnn": {"adam", "rmsprop"}}
+    for family, valid in optimizers.items():
+        assert FAMILIES[family].optimizer.name in valid
+    assert FAMILIES["transformer"].schedule.numbers["warmup"] > 0
+    assert 0.01 <= FAMILIES["cnn"].schedule.numbers["init"] <= 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_part_is_real_and_has_its_reason(kind, family):
+    found = lo.recommend(kind, family=family)
+    recipe = found.recipe(steps=100)
+    assert recipe.loss.fn.__name__ == found.loss.name
+    assert float(recipe.schedule.hparams["total"]) == 100
+    low, high = found.space[f"schedule.{FAMILIES[family].rate}"]
+    assert low < FAMILIES[family].schedule.numbers[FAMILIES[family].rate] < high
+    assert all(choice.reason and choice.source for choice in found.choices.values())
+    assert str(found).count("  source  ") >= 3
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "kind"),
+    [
+        (X, LINE + RNG.normal(size=400), "regression"),
+        (X, LINE + RNG.standard_t(1.5, 400), "regression_outliers"),
+        (X, LINE, "regression"),
+        (X, RNG.poisson(np.exp(2.5 + LINE / 3)), "counts"),
+        (X, RNG.integers(20_000, 900_000, 400), "regression"),  # prices
+        (X, LINE > 0, "binary"),
+        (X, (LINE > 3.5).astype(np.float32), "binary_rare"),
+        (X, np.digitize(LINE, [-1, 1]), "multiclass"),
+        (X, np.digitize(LINE, [-1, 1]) + 1, "multiclass"),
+        (X, np.digitize(LINE, [0, 6]), "multiclass_long_tail"),
+        (X, np.eye(3)[np.digitize(LINE, [-1, 1])], "multiclass"),
+        (X, X > 0, "multilabel"),
+        (X, X * 2, "regression"),
+        (np.zeros((4, 8, 8, 1)), np.arange(256).reshape(4, 8, 8) % 2, "segmentation"),
+        (np.zeros((4, 8, 8, 1)), np.arange(256).reshape(4, 8, 8) % 3, "segmentation_classes"),
+        (np.arange(40).reshape(4, 10), np.arange(40).reshape(4, 10) + 1, "tokens"),
+    ],
+)
+def test_the_kind_is_read_from_the_data(x, y, kind):
+    found = lo.recommend(inputs=x, targets=y)
+    assert found.kind == kind
+    assert found.facts
+
+
+def test_the_data_gives_the_numbers_that_it_has():
+    y = (LINE > 3.5).astype(int)
+    found = lo.recommend(inputs=X, targets=y)
+    assert found.loss.numbers["pos_weight"] == pytest.approx((y == 0).sum() / (y == 1).sum(), rel=1e-3)
+    classes = np.digitize(LINE, [0, 6])
+    found = lo.recommend(inputs=X, targets=classes)
+    np.testing.assert_allclose(found.loss.numbers["priors"], np.bincount(classes) / 400, atol=1e-6)
+    assert lo.recommend(inputs=np.zeros((9, 8, 8, 1)), targets=np.arange(9) % 3).family == "cnn"
+    real = {"digits": "multiclass", "breast_cancer": "binary", "rare_cancer": "binary_rare", "pasted_digits": "segmentation"}
+    for task, kind in real.items():
+        assert lo.recommend(**dict(zip(("inputs", "targets"), getattr(lo.data, task)().train, strict=True))).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "give a kind"),
+        ({"kind": "binry"}, "did you mean 'binary'"),
+        ({"kind": "binary", "family": "transfomer"}, "did you mean 'transformer'"),
+        ({"inputs": X, "targets": LINE[:-1]}, "same number .* 400 and 399"),
+        ({"inputs": X[:0], "targets": LINE[:0]}, "at least 1"),
+        ({"inputs": X * np.nan, "targets": LINE}, "inputs has 1200 values that are not finite"),
+        ({"inputs": X, "targets": np.ones(400)}, "all targets are 1.0"),
+        ({"inputs": X, "targets": np.full(400, "a")}, "targets must be numbers"),
+        ({"inputs": X, "targets": LINE[:, None]}, r"give them as \[n\]"),
+    ],
+)
+def test_what_cannot_be_read_is_named(given, words):
+    with pytest.raises(ValueError, match=words):
+        lo.recommend(**given)
+
+
+def test_configs_load_and_those_of_no_network_of_ours_say_so():
+    made = 0
+    for kind in KINDS:
+        for family in FAMILIES:
+            found = lo.recommend(kind, family=family)
+            if KINDS[kind].data is None or family not in {KINDS[kind].family, *(("cnn", "rnn") if KINDS[kind].data == "digits" else ())}:
+                with pytest.raises(ValueError, match=r"no (network|task) of ours"):
+                    found.config()
+                continue
+            loaded = experiment(tomllib.loads(found.config(steps=50)))
+            assert loaded.trials is not None
+            assert loaded.recipe.schedule.fn.__name__ == FAMILIES[family].schedule.name
+            made += 1
+    assert made == 12
+
+
+@pytest.fixture
+def lossopt(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lossopt", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        return exited.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_from_a_csv_file_to_a_trained_model(lossopt, tmp_path):
+    kinds = np.array(["oak", "ash", "elm"])[np.digitize(LINE, [-1, 1])]
+    rows = [",".join([*(f"{v:.6f}" for v in row), f"{line:.6f}", kind]) for row, line, kind in zip(X, LINE, kinds, strict=True)]
+    (tmp_path / "my.csv").write_text("\n".join(["a,b,c,price,tree", *rows]))
+    code, out, err = lossopt("recommend", "--data", "my.csv", "--target", "tree", "--write", "tree.toml")
+    assert code == 0, err
+    assert out.startswith("multiclass, mlp\n  3 classes, the largest ")
+    assert load("tree.toml").task.output_shape == (3,)
+    (tmp_path / "priced.csv").write_text("\n".join(line.rpartition(",")[0] for line in ["a,b,c,price,tree", *rows]))
+    code, out, err = lossopt("recommend", "--data", "priced.csv", "--target", "price", "--write", "price.toml")
+    assert out.startswith("regression, mlp")
+    code, out, err = lossopt("train", "price.toml", "--out", "here", "--set", "run.steps=150")
+    assert code == 0, err
+    assert float(out.split("held-out loss ")[-1].split()[0]) < 0.3  # of a variance of 1
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "words"),
+    [
+        ("a,b\n1,2\n", "c", "has no column 'c'; it has a, b"),
+        ("a,b\n1,2\n", "b", "has 1 rows"),
+        ("", "b", "no header line"),
+        ("a,b\n" + "1,2\n" * 5 + "1\n", "b", "line 7 of my.csv has 1 values where the header has 2"),
+        ("a,b\n" + "1,2\n" * 5 + "x,3\n", "b", "line 7 of my.csv: 'a' is 'x', which is no finite number"),
+        ("a,b\n" + "1,2\n" * 5 + ",3\n", "b", "line 7 of my.csv: 'a' is empty"),
+        ("b\n" + "1\n2\n3\n4\n5\n", "b", "no column beside 'b'"),
+        ("a,b\n" + "1,2\n" * 6, "b", "all targets are"),
+    ],
+)
+def test_broken_csv_files_are_named(text, target, words, lossopt, tmp_path):
+    (tmp_path / "my.csv").write_text(text)
+    code, _, err = lossopt("recommend", "--data", "my.csv", "--target", target)
+    assert code == 2
+    assert words in err
+
+
+def test_the_command_prints_a_config_and_says_what_is_wrong(lossopt):
+    code, out, _ = lossopt("recommend", "segmentation")
+    assert code == 0
+    assert tomllib.loads(out[out.index("\nname = ") :])["model"]["name"] == "unet"
+    assert lossopt("recommend", "--data", "none.csv", "--target", "x")[0] == 1
+    assert "go together" in lossopt("recommend", "--data", "none.csv")[2]
+    assert "give a kind of task (regression, " in lossopt("recommend")[2]
