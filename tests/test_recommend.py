@@ -176,3 +176,12 @@ def test_the_command_prints_a_config_and_says_what_is_wrong(lossopt):
     assert lossopt("recommend", "--data", "none.csv", "--target", "x")[0] == 1
     assert "go together" in lossopt("recommend", "--data", "none.csv")[2]
     assert "give a kind of task (regression, " in lossopt("recommend")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].data is not None])
+def test_configs_train_as_they_are_printed(kind):
+    made = experiment(tomllib.loads(lo.recommend(kind).config(steps=60)))
+    fitted = lo.fit(made.model, made.recipe, train=made.task.train, evaluate=made.task.evaluate, run=made.run)
+    assert fitted.diverged_at is None
+    assert fitted.history["loss"][-10:].mean() < fitted.history["loss"][:10].mean()
