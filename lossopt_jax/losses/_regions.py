@@ -1,5 +1,6 @@
 """What region losses stand on: sums over pixels that add up over micro-batches and devices, and one ratio of such sums."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def region_statistics(
     (Array([[1. , 0.5]], dtype=float32), Array([[0.5, 0. ]], dtype=float32), Array([[1., 1.]], dtype=float32))
     """
     regions = class_regions(outputs, targets, include_background=include_background, ignore_index=ignore_index, loss=loss)
-    return _statistics(regions, squared)
+    return _statistics(regions, squared, pixels=tuple(range(1, regions.p.ndim - 1)))
 
 
 def binary_region_statistics(
@@ -63,8 +64,10 @@ def binary_region_statistics(
     outputs: logits [b, *spatial]; targets: the same shape, 0 or 1, or between -> [b] each.
     squared, ignore_index: as in `region_statistics`.
     """
-    regions = binary_regions(outputs, targets, ignore_index=ignore_index, loss=loss)
-    return jax.tree.map(lambda x: x[:, 0], _statistics(regions, squared))
+    outputs, targets = _binary(outputs, targets, loss=loss)
+    # A last axis of 1 would be XLA's innermost loop, one number long.
+    flat = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (outputs, targets))
+    return _statistics(_sigmoid_regions(*flat, ignore_index=ignore_index, loss=loss), squared, pixels=(1,))
 
 
 def multilabel_region_statistics(
@@ -75,7 +78,8 @@ def multilabel_region_statistics(
     outputs: logits [b, *spatial, c]; targets: the same shape, 0 or 1, or between -> [b, c] each.
     squared, ignore_index: as in `region_statistics`.
     """
-    return _statistics(multilabel_regions(outputs, targets, ignore_index=ignore_index, loss=loss), squared)
+    regions = multilabel_regions(outputs, targets, ignore_index=ignore_index, loss=loss)
+    return _statistics(regions, squared, pixels=tuple(range(1, regions.p.ndim - 1)))
 
 
 def over_batch(statistics: RegionStatistics) -> RegionStatistics:
@@ -202,11 +206,16 @@ def class_regions(outputs: jax.Array, targets: jax.Array, *, include_background:
 
 def binary_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
     """One region of p = sigmoid(outputs) an image, all axes but the first its pixels; c is 1."""
+    outputs, targets = _binary(outputs, targets, loss=loss)
+    return _sigmoid_regions(outputs[..., None], targets[..., None], ignore_index=ignore_index, loss=loss)
+
+
+def _binary(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array]:
     outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
     check_same_shape(outputs, targets, loss=loss)
     if outputs.ndim < 2:
         raise ValueError(f"{loss}: outputs must be [b, *spatial] with at least one spatial axis, got {outputs.shape}")
-    return multilabel_regions(outputs[..., None], targets[..., None], ignore_index=ignore_index, loss=loss)
+    return outputs, targets
 
 
 def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
@@ -215,6 +224,10 @@ def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: 
     check_same_shape(outputs, targets, loss=loss)
     if outputs.ndim < 3:
         raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {outputs.shape}")
+    return _sigmoid_regions(outputs, targets, ignore_index=ignore_index, loss=loss)
+
+
+def _sigmoid_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
     x, counts, labelled = to_float32(outputs), jnp.ones((1,) * outputs.ndim), is_labels(targets) and targets.dtype != jnp.bool_
     if labelled:
         void = targets.astype(jnp.int32) == ignore_index
@@ -224,17 +237,19 @@ def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: 
     return Regions(*sigmoid_pair_of(x), t.astype(x.dtype), counts.astype(x.dtype))
 
 
-def _statistics(regions: Regions, squared: bool) -> RegionStatistics:
-    p, not_p, t, _ = regions
+def _statistics(regions: Regions, squared: bool, pixels: tuple[int, ...]) -> RegionStatistics:
+    p, not_p, t, counts = regions
+    # The pixel's weight meets the target first: of that no derivative is taken, and each sum is one product.
     if t.dtype == jnp.bool_:
         zero = jnp.zeros((), p.dtype)
-        tp, fp, fn = jnp.where(t, p, zero), jnp.where(t, zero, p), jnp.where(t, not_p, zero)
+        yes, no = jnp.where(t, counts, zero), jnp.where(t, zero, counts)
     else:
-        tp, fp, fn = p * t, p * (1 - t), not_p * t
+        yes, no = counts * t, counts * (1 - t)
+    products = p * yes, p * no, not_p * yes
     if squared:
-        error = fp - fn  # p - t, exact for both kinds of pixel
-        fp, fn = p * error, -t.astype(p.dtype) * error
-    return RegionStatistics(*map(regions.sum, (tp, fp, fn)))
+        error = p * (1 - t) - not_p * t  # p - t, exact for both kinds of pixel
+        products = p * yes, p * counts * error, -yes * error
+    return RegionStatistics(*(x.sum(pixels) for x in products))
 
 
 @jax.custom_jvp
