@@ -215,7 +215,7 @@ def _binary(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.A
     check_same_shape(outputs, targets, loss=loss)
     if outputs.ndim < 2:
         raise ValueError(f"{loss}: outputs must be [b, *spatial] with at least one spatial axis, got {outputs.shape}")
-    return outputs, targets
+    return to_float32(outputs), targets
 
 
 def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:

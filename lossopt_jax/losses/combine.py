@@ -47,12 +47,20 @@ def weighted_sum(
     Array([0.8466], dtype=float32)
     """
     _check_count("weighted_sum", losses, weights=weights)
+    outputs = _widened(outputs)
     parts = [_part(loss, outputs, targets, ignore_index) for loss in losses]
     same = all(values.shape == parts[0][0].shape for values, _ in parts)
     if same and _alike([_weigh_part(loss, targets, ignore_index) for loss in losses]):
         return _summed(weights, [values for values, _ in parts])
     means = [_mean_of_example(*part)[0] for part in parts]
     return _summed(weights, means)
+
+
+def _widened(outputs: PyTree) -> PyTree:
+    """In float32, so that the gradients of the parts add up there; a `Head` as it is, whose kernel would cost double."""
+    if hasattr(outputs, "map_examples"):
+        return outputs
+    return jax.tree.map(lambda x: to_float32(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, outputs)
 
 
 def _weigh_tasks(targets: Sequence[PyTree], *, losses: Sequence[Loss] = ()) -> jax.Array | None:

@@ -6,7 +6,7 @@ The region part is the mean over an image's classes, the pixel part the mean ove
 import jax
 import jax.numpy as jnp
 
-from .._types import Scalar, Vector
+from .._types import Scalar, Vector, to_float32
 from ._labels import is_labels, weighed_by
 from ._regions import weigh_images
 from .classification import binary_cross_entropy, binary_focal, cross_entropy, focal
@@ -40,6 +40,7 @@ def dice_cross_entropy(
     >>> dice_cross_entropy(jnp.zeros((1, 4, 2)), jnp.array([[0, 0, 1, 1]])).round(4)
     Array([1.1931], dtype=float32)
     """
+    outputs = to_float32(outputs)  # here, so that the gradients of both parts add up in float32
     region = dice(
         outputs,
         targets,
@@ -75,6 +76,7 @@ def dice_focal(
     >>> dice_focal(jnp.zeros((1, 4, 2)), jnp.array([[0, 0, 1, 1]])).round(1)
     Array([0.7], dtype=float32)
     """
+    outputs = to_float32(outputs)  # here, so that the gradients of both parts add up in float32
     region = dice(
         outputs,
         targets,
@@ -109,6 +111,7 @@ def binary_dice_cross_entropy(
     >>> binary_dice_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0, 0, 1, 1]])).round(4)
     Array([1.1931], dtype=float32)
     """
+    outputs = to_float32(outputs)
     region = binary_dice(outputs, targets, smooth=smooth, empty_weight=empty_weight, squared=squared, ignore_index=ignore_index)
     x, t = _without_void(outputs, targets, ignore_index)
     pixels = binary_cross_entropy(x, t, pos_weight=pos_weight, label_smoothing=label_smoothing)
@@ -136,6 +139,7 @@ def binary_dice_focal(
     >>> binary_dice_focal(jnp.zeros((1, 4)), jnp.array([[0, 0, 1, 1]])).round(1)
     Array([0.7], dtype=float32)
     """
+    outputs = to_float32(outputs)
     region = binary_dice(outputs, targets, smooth=smooth, empty_weight=empty_weight, squared=squared, ignore_index=ignore_index)
     x, t = _without_void(outputs, targets, ignore_index)
     pixels = binary_focal(x, t, gamma=gamma, alpha=alpha)
