@@ -37,6 +37,7 @@ from .sweep import Stop as Stop
 from .sweep import Swept as Swept
 from .sweep import Trials as Trials
 from .sweep import asha as asha
+from .sweep import audit as audit
 from .sweep import choice as choice
 from .sweep import fixed as fixed
 from .sweep import grid as grid

@@ -89,12 +89,14 @@ def sweep(
     plan: Plan = None,
     join: Join = False,
     storage: Storage = None,
+    audit: Annotated[int, typer.Option(metavar="K", help="Run K random lanes again, alone, and say how far they differ.", min=0)] = 0,
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
     with _one_line_errors(), _interruptible() as stop_if_interrupted:
         _prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
+        from .sweep import audit as audited
         from .sweep import by_structure, checked_plan, plan_lanes, search, sweep, work
 
         experiment = configs.load(config, set_ or ())
@@ -143,6 +145,9 @@ def sweep(
                 with _shown_if_not_written(place):
                     results.write_sweep(place, experiment, swept)
                 folder.remove_state(place)
+                if audit:
+                    given = {key: data[key] for key in ("train", "evaluate", "run")}
+                    results.show_audit(audited(experiment.model, swept, **given, count=audit))
         if (place / "best.toml").exists():
             typer.echo(f"the best recipe by itself: lossopt train {place / 'best.toml'}")
         typer.echo(place)
@@ -451,3 +456,7 @@ def _one_line_errors(stopped: str = GO_ON) -> Iterator[None]:
         warnings.showwarning = before
     typer.secho(f"lossopt: {message}", fg=typer.colors.RED, err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -72,6 +72,21 @@ def test_a_lane_does_not_depend_on_the_number_order_or_neighbours_of_the_lanes()
     np.testing.assert_allclose(run_sweep(which, plan=lo.LanePlan(1, 2)).history["loss"], whole, rtol=1e-6)
 
 
+def test_an_audit_finds_a_lane_the_same_alone_and_a_forged_one_not():
+    which = list(trials(4).recipes)
+    which[1] = which[1]._replace(schedule=which[1].schedule.replace(peak=1e30))
+    data = {"train": TASK.train, "run": lo.Run(steps=20, batch_size=32)}
+    swept = lo.sweep(MODEL, which, plan=PLAN, seeds=2, **data)
+    rows = lo.audit(MODEL, swept, count=99, **data)
+    assert [(row["lane"], row["trial"], row["seed"]) for row in rows] == [(i, i // 2, i % 2) for i in range(8)]
+    assert [row["difference"] for row in rows] == [0] * 8
+    swept.history["loss"][5, 3] *= 1.5
+    swept.history["loss"][6, 4:] = np.nan
+    assert [row["difference"] for row in lo.audit(MODEL, swept, count=99, **data)] == [0, 0, 0, 0, 0, pytest.approx(0.5), np.inf, 0]
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        lo.audit(MODEL, swept, count=0, **data)
+
+
 def test_structures_run_in_groups_and_come_back_in_order():
     """Of other functions, other metrics (a number that is a schedule) and vectors of other lengths."""
     plain, other = recipe(), recipe()._replace(optimizer=lo.bind(lo.optimizers.momentum))

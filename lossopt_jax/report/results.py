@@ -120,6 +120,15 @@ def show_sweep(swept: Any, console: Console | None = None) -> None:
     console.print(f"{times}, {early}{diverged} of {swept.lanes} lanes diverged", highlight=False)
 
 
+def show_audit(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """Print how far lanes that ran again, alone, are from what they were in the sweep."""
+    console = console or Console()
+    worst = max(rows, key=lambda row: row["difference"])
+    apart = "to the bit" if worst["difference"] == 0 else f"but for {worst['difference']:.2g} of the training loss (lane {worst['lane']})"
+    lanes = f"lanes {', '.join(str(row['lane']) for row in rows)}, each" if len(rows) > 1 else f"lane {worst['lane']}"
+    console.print(f"audit: {lanes} run again alone, came out the same {apart}", highlight=False, soft_wrap=True)
+
+
 def _findings(swept: Any, rows: list[dict[str, Any]]) -> list[str]:
     space, metric = swept.trials.space, swept.default_metric()
     ranked = sum(math.isfinite(row[metric]) for row in rows)

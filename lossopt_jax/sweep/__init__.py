@@ -1,6 +1,7 @@
 """Many recipes as lanes of one program: spaces to draw them from, the plan of lanes on devices, the sweep itself."""
 
 from . import samplers as samplers
+from .audit import audit as audit
 from .fleet import Claims as Claims
 from .fleet import work as work
 from .lanes import LanePlan as LanePlan

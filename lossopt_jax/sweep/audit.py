@@ -1,0 +1,39 @@
+"""Trust, checked: lanes of a finished sweep run again, each alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..models import Model
+from ..train import Run
+from .lanes import LanePlan
+from .result import Swept
+from .run import sweep
+
+
+def audit(model: Model, swept: Swept, *, train: Any, evaluate: Any = None, run: Run, count: int = 3, seed: int = 0) -> list[dict[str, Any]]:
+    """Run `count` random lanes again, each alone under the sweep's plan; a row each: lane, trial, seed, steps compared, difference.
+
+    difference: the largest |a - b| / |b| of the training loss over the steps that the lane ran in the sweep, infinite where one of them
+    diverged and the other did not. 0 is what to expect: a lane's bits do not depend on its neighbours. Where the sweep had several
+    structures and chose its plan itself, groups of another width than the first may differ in the last bits.
+    train, evaluate, run: as the sweep had them.
+    """
+    if count < 1:
+        raise ValueError(f"audit: count must be at least 1, got {count}")
+    rows = []
+    for lane in sorted(np.random.default_rng(seed).choice(swept.lanes, min(count, swept.lanes), replace=False).tolist()):
+        trial, own_seed = divmod(lane, swept.seeds)
+        plan = LanePlan(swept.plan.devices, swept.plan.width)
+        own = replace(run, seed=run.seed + own_seed)
+        alone = sweep(model, [swept.trials.recipes[trial]], train=train, evaluate=evaluate, run=own, plan=plan)
+        ended = int(swept.stopped_at[lane])
+        there, here = swept.history["loss"][lane], alone.history["loss"][0]
+        if ended >= 0:
+            there, here = there[: -(-ended // swept.history_every)], here[: -(-ended // swept.history_every)]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            apart = np.where(there == here, 0, np.abs(there - here) / np.abs(here))
+        apart = np.where(np.isfinite(there) | np.isfinite(here), np.where(np.isnan(apart), np.inf, apart), 0)
+        rows.append({"lane": lane, "trial": trial, "seed": own_seed, "steps": len(apart), "difference": float(apart.max(initial=0))})
+    return rows
