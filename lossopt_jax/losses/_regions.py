@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .._types import Scalar, check_same_shape, to_float32
 from ._labels import binary_targets, class_targets, is_labels
 from ._stable import hot, sigmoid_pair, softmax_pair
+
+FEW_CLASSES = 32  # up to which a product of classes x classes a pixel is cheaper than three sums over arrays of the logits' size
 
 
 class RegionStatistics(NamedTuple):
@@ -52,8 +55,13 @@ def region_statistics(
     >>> s.intersection.round(3), s.false_positives.round(3), s.true.round(3)
     (Array([[1. , 0.5]], dtype=float32), Array([[0.5, 0. ]], dtype=float32), Array([[1., 1.]], dtype=float32))
     """
-    regions = class_regions(outputs, targets, include_background=include_background, ignore_index=ignore_index, loss=loss)
-    return _statistics(regions, squared, pixels=tuple(range(1, regions.p.ndim - 1)))
+    regions = class_regions(outputs, targets, include_background=True, ignore_index=ignore_index, loss=loss)
+    in_rows = regions.p.ndim > 3 and regions.p.shape[-1] <= FEW_CLASSES
+    if in_rows and regions.t.dtype == jnp.bool_ and not squared:
+        statistics = _from_confusion(regions)
+    else:
+        statistics = _statistics(regions, squared, pixels=tuple(range(1, regions.p.ndim - 1)))
+    return jax.tree.map(lambda x: x[:, 0 if include_background else 1 :], statistics)
 
 
 def binary_region_statistics(
@@ -250,6 +258,19 @@ def _statistics(regions: Regions, squared: bool, pixels: tuple[int, ...]) -> Reg
         error = p * (1 - t) - not_p * t  # p - t, exact for both kinds of pixel
         products = p * yes, p * counts * error, -yes * error
     return RegionStatistics(*(x.sum(pixels) for x in products))
+
+
+def _from_confusion(regions: Regions) -> RegionStatistics:
+    """From the probability that the pixels of class k give to class j, one matrix product: off its diagonal all is error."""
+    p, _, t, counts = regions
+    c, zero = p.shape[-1], jnp.zeros((), p.dtype)
+    # A product for each row of pixels, then their sum: one product of all would add up a million numbers one after another.
+    rows = p.shape[0], math.prod(p.shape[1:-2]), *p.shape[-2:]
+    labelled = jnp.where(t, counts, zero).reshape(rows)
+    confusion = jnp.einsum("brnk,brnj->brkj", labelled, p.reshape(rows), precision=lax.Precision.HIGHEST).sum(1)
+    own = jnp.eye(c, dtype=bool)[None]
+    errors = jnp.where(own, 0, confusion)
+    return RegionStatistics(jnp.where(own, confusion, 0).sum(2), errors.sum(1), errors.sum(2))
 
 
 @jax.custom_jvp
