@@ -12,7 +12,7 @@ from .._types import Scalar, check_same_shape, to_float32
 from ._labels import binary_targets, class_targets, is_labels
 from ._stable import hot, sigmoid_pair, softmax_pair
 
-FEW_CLASSES = 32  # up to which a product of classes x classes a pixel is cheaper than three sums over arrays of the logits' size
+FEW_CLASSES = 64  # up to which a product of classes x classes a pixel is cheaper than three sums over arrays of the logits' size
 
 
 class RegionStatistics(NamedTuple):
