@@ -99,7 +99,10 @@ def tune(
     if not (math.isfinite(budget) and budget > 0 and (minutes is None or (math.isfinite(minutes) and minutes > 0))):
         raise ValueError(f"tune: lane_steps and minutes must be above 0 and finite, got {lane_steps if minutes is None else minutes}")
     data: dict[str, Any] = {"train": train, "evaluate": evaluate, "plan": plan}
-    found = _findings(model, recipe, _families(recipe, families), data | {"run": replace(run, steps=max(1, run.steps // 10))}, on_stage)
+    stop, short, chosen = _stop(run.steps), replace(run, steps=max(1, run.steps // 10)), _families(recipe, families)
+    if minutes is None:  # before anything runs
+        _count(budget - len(chosen) * RATES * short.steps - 2 * seeds * run.steps, stop, run.steps)
+    found = _findings(model, recipe, chosen, data | {"run": short}, on_stage)
     spent = {"rates": sum(finding.swept.lane_steps for finding in found.values())}
     learning = {label: finding for label, finding in found.items() if math.isfinite(finding.suggested)}
     if not learning:
@@ -107,7 +110,6 @@ def tune(
     if minutes is not None:
         seconds = sum(finding.swept.seconds for finding in found.values())
         budget = _kept_budget(checkpoint, spent["rates"] / max(seconds, 1e-9) * minutes * 60)
-    stop = _stop(run.steps)
     trials = _trials(learning, space or {}, _count(budget - spent["rates"] - 2 * seeds * run.steps, stop, run.steps), run.seed)
 
     def ran(stage: Stage, which: Any, run: Run, **how: Any) -> Swept:

@@ -96,7 +96,7 @@ def test_where_nothing_learns_the_recipe_is_the_one_given():
 )
 def test_what_cannot_be_tuned_is_named(wrong, error, words):
     with pytest.raises(error, match=words):
-        lo.tune(LINEAR, SLOW, **{**DATA, **wrong})
+        lo.tune(LINEAR, SLOW, **{**DATA, **wrong}, on_stage=lambda stage: pytest.fail("something ran"))
 
 
 def test_the_command_writes_what_it_found(tmp_path, monkeypatch, capsys):
