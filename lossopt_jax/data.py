@@ -119,12 +119,15 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     import csv as reader
 
     with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *rows = [row for row in reader.reader(file) if row] or [[]]
+        lines = reader.reader(file)
+        (_, header), *rows = [(lines.line_num, row) for row in lines if row] or [(1, [])]
+    if len({*header}) < len(header):
+        raise ValueError(f"csv: {path} names a column twice: {', '.join(header)}")
     if target not in header:
         raise ValueError(f"csv: {path} has no column {target!r}; it has {', '.join(header) or 'no header line'}")
     if len(rows) < 5:
         raise ValueError(f"csv: {path} has {len(rows)} rows, and a fifth is to be held out: at least 5 are needed")
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         if len(row) != len(header):
             raise ValueError(f"csv: line {line} of {path} has {len(row)} values where the header has {len(header)}")
         for name, value in zip(header, row, strict=True):
@@ -135,8 +138,8 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     if len(header) < 2:
         raise ValueError(f"csv: {path} has no column beside {target!r} to predict it from")
     at = header.index(target)
-    x = np.array([[float(value) for i, value in enumerate(row) if i != at] for row in rows], np.float32)
-    values = [row[at].strip() for row in rows]
+    x = np.array([[float(value) for i, value in enumerate(row) if i != at] for _, row in rows], np.float32)
+    values = [row[at].strip() for _, row in rows]
     return x, np.array([float(v) for v in values]) if all(map(_is_number, values)) else np.array(values)
 
 

@@ -5,6 +5,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -42,6 +43,28 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(getattr(lru_cache, "LRUCache", None), "put"):
         lru_cache.LRUCache.put = put
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def lossopt(monkeypatch, capsys, tmp_path):
+    """The command in this process, since it takes seconds to start another; some tests below do start one."""
+    from lossopt_jax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lossopt", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        return Done(exited.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 def known(flags: dict[str, object]) -> str:

@@ -9,14 +9,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from flax import serialization
-
-from lossopt_jax.cli import main
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "run.steps=20", "--set", "run.evaluate_every=10", "--set", "schedule.total=20", "--set", "schedule.warmup=2"]
@@ -25,26 +22,6 @@ DIGITS = str(ROOT / "configs" / "digits_mlp.toml")
 
 
 PROCESS = [sys.executable, "-c", "from lossopt_jax.cli import main; main()"]
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def lossopt(monkeypatch, capsys, tmp_path):
-    """The command in this process, since it takes seconds to start another; some tests below do start one."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lossopt", *arguments])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        return Done(exited.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def process(*arguments, cwd):

@@ -1,12 +1,9 @@
 """Recommendations: what kind of task data is, the user's table as the floor, and configs that run as they are printed."""
 
-import sys
-
 import numpy as np
 import pytest
 
 import lossopt_jax as lo
-from lossopt_jax.cli import main
 from lossopt_jax.config import experiment, load, tomllib
 from lossopt_jax.recommend import FAMILIES, KINDS
 
@@ -120,19 +117,6 @@ def test_configs_load_and_those_of_no_network_of_ours_say_so():
     assert made == 12
 
 
-@pytest.fixture
-def lossopt(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lossopt", *arguments])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        return exited.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
 def test_from_a_csv_file_to_a_trained_model(lossopt, tmp_path):
     kinds = np.array(["oak", "ash", "elm"])[np.digitize(LINE, [-1, 1])]
     rows = [",".join([*(f"{v:.6f}" for v in row), f"{line:.6f}", kind]) for row, line, kind in zip(X, LINE, kinds, strict=True)]
@@ -158,6 +142,8 @@ def test_from_a_csv_file_to_a_trained_model(lossopt, tmp_path):
         ("a,b\n" + "1,2\n" * 5 + "1\n", "b", "line 7 of my.csv has 1 values where the header has 2"),
         ("a,b\n" + "1,2\n" * 5 + "x,3\n", "b", "line 7 of my.csv: 'a' is 'x', which is no finite number"),
         ("a,b\n" + "1,2\n" * 5 + ",3\n", "b", "line 7 of my.csv: 'a' is empty"),
+        ("a,b\n" + "1,2\n\n" * 5 + "x,3\n", "b", "line 12 of my.csv: 'a' is 'x'"),
+        ("a,a,b\n" + "1,2,3\n" * 5, "b", "names a column twice: a, a, b"),
         ("b\n" + "1\n2\n3\n4\n5\n", "b", "no column beside 'b'"),
         ("a,b\n" + "1,2\n" * 6, "b", "all targets are"),
     ],

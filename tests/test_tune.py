@@ -1,7 +1,6 @@
 """Tuning: its stages, its budget, that it is honest about the recipe it was given, and that it goes on where it was cut off."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 import lossopt_jax as lo
-from lossopt_jax.cli import main
 
 TASK = lo.data.digits()
 LINEAR = lo.Model(lambda key, x: (jax.random.normal(key, (64, 10)) * 0.01, {}), lambda params, state, x, *, key, train: (x @ params, state))
@@ -99,16 +97,12 @@ def test_what_cannot_be_tuned_is_named(wrong, error, words):
         lo.tune(LINEAR, SLOW, **{**DATA, **wrong}, on_stage=lambda stage: pytest.fail("something ran"))
 
 
-def test_the_command_writes_what_it_found(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_what_it_found(tmp_path, lossopt):
     config = Path(__file__).parents[1] / "configs" / "digits_mlp.toml"
     small = ["--set", "run.steps=30", "--set", "schedule.total=30", "--set", "schedule.warmup=2"]
-    monkeypatch.setattr(sys, "argv", ["lossopt", "tune", str(config), *small, "--seeds", "2", "--out", str(tmp_path / "here")])
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--set", "sweep.space.schedule.warmup={uniform=[0,10]}"])
-    with pytest.raises(SystemExit) as exited:
-        main()
-    printed = capsys.readouterr()
-    assert not exited.value.code, printed.err
-    assert "rates in a tenth of the steps: adamw " in printed.out
+    done = lossopt("tune", str(config), *small, "--set", "sweep.space.schedule.warmup={uniform=[0,10]}", "--seeds", "2", "--out", "here")
+    assert done.returncode == 0, done.stderr
+    assert "rates in a tenth of the steps: adamw " in done.stdout
     here = tmp_path / "here"
     assert {path.name for path in here.iterdir()} == {
         *("config.toml", "best.toml", "best_params.msgpack", "rates.csv", "tuned.csv", "summary.json", "curves.png", "sweep"),

@@ -16,7 +16,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 import lossopt_jax as lo  # noqa: E402
 from lossopt_jax.config import load  # noqa: E402
-from lossopt_jax.tune import DECAY  # noqa: E402
+from lossopt_jax.tune import DECAY, _families  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = ("digits_mlp", "diabetes_mlp", "breast_cancer_mlp", "rare_cancer_mlp", "digits_cnn", "digits_rnn", "pasted_digits_unet")
@@ -25,10 +25,7 @@ TRIALS, SEEDS = 200, 8
 
 def random_best(made, path):
     """The best of random trials, and their lane-steps: any optimizer of tune's, any rate and decay of its ranges."""
-    families = {made.recipe.optimizer.fn.__name__: made.recipe.optimizer}
-    for fn in (lo.optimizers.adamw, lo.optimizers.momentum):
-        families.setdefault(fn.__name__, lo.bind(fn))
-    recipes = []
+    families, recipes = _families(made.recipe, None), []
     for place, family in enumerate(families.values()):
         recipe = made.recipe._replace(optimizer=family)
         space = {path: lo.log_uniform(1e-5, 10.0)} | (
