@@ -1,9 +1,9 @@
-"""A character-level transformer on the help topics that come with Python, against the pairs and triples of characters counted.
+"""A character-level transformer on the help topics that come with Python, against counted pairs to fives of characters.
 
 python examples/language_model.py
 
-Expect loss at most 1.7 nats of one recipe (measured 1.577 on Python 3.11; counted triples 1.80, which it beats, and fours 1.48, which it
-does not).
+Expect loss at most 1.47 nats of one recipe (measured 1.449 on Python 3.11), and 1.443 of the best swept rate (standard error over 5 seeds
+0.004); counted fours reach 1.48, fives 1.39.
 """
 
 import jax
@@ -23,7 +23,9 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, symbols: jax.Array) -> jax.Array:
         place = self.param("place", nn.initializers.normal(0.02), (1, symbols.shape[1], self.width))
-        x = nn.Embed(self.vocabulary, self.width)(symbols) + place
+        x = nn.Embed(self.vocabulary, self.width)(symbols)
+        # A causal convolution over four characters, so that attention need not learn to look at its neighbours first.
+        x = nn.Conv(self.width, (4,), padding="CAUSAL", conv_general_dilated=lo.models.conv_by_patches)(x) + place
         attention = nn.MultiHeadDotProductAttention(num_heads=4)
         x = x + attention(nn.LayerNorm()(x), mask=nn.make_causal_mask(symbols))
         x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
@@ -59,7 +61,7 @@ def main(steps: int = 800, count: int = 2) -> None:
         schedule=lo.bind(lo.schedules.warmup_cosine, peak=1e-2, warmup=steps / 16, total=steps),
     )
     run = lo.Run(steps=steps, batch_size=32)
-    print("baselines, nats a character:", ", ".join(f"{n}-gram {counted(codes, len(alphabet), n):.2f}" for n in (1, 2, 3, 4)))
+    print("baselines, nats a character:", ", ".join(f"{n}-gram {counted(codes, len(alphabet), n):.2f}" for n in range(1, 6)))
     fitted = lo.fit(model, recipe, train=task.train, evaluate=task.evaluate, run=run)
     print(f"one recipe: held-out loss {fitted.evaluation['loss']:.3f} nats, accuracy {fitted.evaluation['accuracy']:.1%}")
 

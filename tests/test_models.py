@@ -107,8 +107,9 @@ def test_negative_padding_crops():
 
 
 @pytest.mark.slow
-def test_a_causal_transformer_does_not_look_ahead():
-    model = lo.from_linen(lo.models.Transformer(width=8, output_shape=(6, 5)))
+@pytest.mark.parametrize("reach", [1, 3])
+def test_a_causal_transformer_does_not_look_ahead(reach):
+    model = lo.from_linen(lo.models.Transformer(width=8, reach=reach, output_shape=(6, 5)))
     symbols = jnp.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 4, 3, 1]])
 
     @jax.jit

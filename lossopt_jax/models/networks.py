@@ -97,18 +97,22 @@ class Transformer(nn.Module):
     """Pre-norm causal transformer over symbols (Vaswani et al. 2017; norms before, Xiong et al. 2020, arXiv:2002.04745).
 
     Symbols [b, time] in, logits of the one that follows each [b, time, vocabulary] out; output_shape is (time, vocabulary).
+    reach: how many symbols, to its own, a place's embedding is a causal convolution of; above 1 attention need not learn to look at
+    neighbours first.
     """
 
     width: int = 32
     heads: int = 2
     depth: int = 1
+    reach: int = 1
     output_shape: Sequence[int] = (32, 96)
 
     @nn.compact
     def __call__(self, symbols: jax.Array) -> jax.Array:
         time, vocabulary = self.output_shape
         place = self.param("place", nn.initializers.normal(0.02), (time, self.width))
-        x = nn.Embed(vocabulary, self.width)(symbols) + place[None]
+        x = nn.Embed(vocabulary, self.width)(symbols)
+        x = (x if self.reach == 1 else Conv(self.width, (self.reach,), padding="CAUSAL")(x)) + place[None]
         mask = nn.make_causal_mask(symbols)
         for _ in range(self.depth):
             x = x + nn.MultiHeadDotProductAttention(num_heads=self.heads)(nn.LayerNorm()(x), mask=mask)
