@@ -13,12 +13,12 @@ from .diagnose import Diagnosis as Diagnosis
 from .diagnose import Verdict as Verdict
 from .diagnose import diagnose as diagnose
 from .lr_finder import LRFinding as LRFinding
-from .lr_finder import LRRangeTest as LRRangeTest
 from .lr_finder import find_lr as find_lr
-from .lr_finder import lr_range_test as lr_range_test
 from .models import Model as Model
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx
+from .range_test import LRRangeTest as LRRangeTest
+from .range_test import lr_range_test as lr_range_test
 from .recipe import Bound as Bound
 from .recipe import Recipe as Recipe
 from .recipe import bind as bind

@@ -1,5 +1,6 @@
 """The command line. JAX is imported inside the commands, so that help answers at once."""
 
+import math
 import os
 import platform
 import signal
@@ -17,6 +18,7 @@ import typer
 
 if TYPE_CHECKING:
     from .config import Experiment
+    from .train import Run
 
 MONTH = 30 * 24 * 3600.0  # seconds
 GO_ON = "stopped by Ctrl-C; what was saved of this run is gone on with by --resume and its --out"
@@ -161,13 +163,16 @@ def find_lr(
     count: Annotated[int, typer.Option(help="How many rates, evenly apart on a logarithmic scale.")] = 64,
     seeds: Annotated[int, typer.Option(help="How many seeds every rate is tried under.")] = 3,
     steps: Annotated[int | None, typer.Option(help="The budget of every rate; run.steps unless given.", show_default=False)] = None,
+    range_test: Annotated[bool, typer.Option("--range-test", help="One run whose rate grows instead (Smith 2017).")] = False,
     set_: Set = None,
     out: Out = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Find the learning rate of a config: many constant rates at once, each trained for its steps."""
-    with _one_line_errors("stopped by Ctrl-C"), _interruptible() as stop_if_interrupted:
+    with _one_line_errors(), _interruptible() as stop_if_interrupted:
         _prepare_jax()
         from . import config as configs
         from . import lr_finder
@@ -177,7 +182,13 @@ def find_lr(
         experiment = configs.load(config, set_ or (), sweep=False)
         # Not an override: the schedule, which is put aside while looking, need not fit the shorter run.
         run = experiment.run if steps is None else replace(experiment.run, steps=steps)
-        place = _claimed(experiment, out, resume=False, overwrite=overwrite)
+        asked = {"what": "range-test" if range_test else "find-lr", "--low": low, "--high": high, "--steps": run.steps}
+        asked |= {} if range_test else {"--count": count, "--seeds": seeds}
+        last = "range_test.png" if range_test else "find_lr.png"
+        place = _claimed(experiment, out, resume=resume, overwrite=overwrite, asked=asked, last=last)
+        if range_test:
+            _range_test(experiment, place, run, low, high, [stop_if_interrupted])
+            return
         many = f" x {seeds} seeds = {count * seeds} lanes" if seeds > 1 else " as lanes"
         typer.echo(f"{experiment.name}: {count} rates from {low:g} to {high:g}{many}, {run.steps} steps of {run.batch_size} examples")
         with progress.progress(run.steps, count * seeds, quiet=quiet) as tell:
@@ -192,9 +203,12 @@ def find_lr(
                 count=count,
                 seeds=seeds,
                 on_chunk=[tell, stop_if_interrupted],
+                checkpoint=place / folder.STATE,
+                save_every=save_every,
             )
         finding.show_finding(found)
-        finding.write_finding(place, experiment, found)
+        with _shown_if_not_written(place):
+            finding.write_finding(place, experiment, found)
         folder.remove_state(place)
         typer.echo(place)
 
@@ -348,18 +362,47 @@ def main() -> None:
     app(prog_name="lossopt")
 
 
-def _claimed(experiment: "Experiment", out: Path | None, *, resume: bool, overwrite: bool, join: bool = False) -> Path:
-    """The folder to write, with its config in it; ends the command where a resumed folder is finished."""
+def _range_test(experiment: "Experiment", place: Path, run: "Run", low: float, high: float, on_chunk: list[Callable[[Any], None]]) -> None:
+    """The range test of a config, shown and written."""
+    from . import lr_finder
+    from .range_test import lr_range_test
+    from .report import finding, folder
+
+    typer.echo(f"{experiment.name}: one run from rate {low:g} to {high:g} in {run.steps} steps of {run.batch_size} examples")
+    data: dict[str, Any] = {"train": experiment.task.train, "run": run, "low": low, "high": high}
+    test = lr_range_test(experiment.model, experiment.recipe, **data, on_chunk=on_chunk)
+    line = lr_finder.config_line(*lr_finder.with_rate(experiment.recipe, test.valley)) if math.isfinite(test.valley) else ""
+    finding.show_range_test(test, line)
+    with _shown_if_not_written(place):
+        finding.write_range_test(place, experiment, test, line)
+    folder.remove_state(place)
+    typer.echo(place)
+
+
+def _claimed(
+    experiment: "Experiment",
+    out: Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    join: bool = False,
+    asked: dict[str, Any] | None = None,
+    last: str = "curves.png",
+) -> Path:
+    """The folder to write, with its config in it; ends the command where a resumed folder is finished.
+
+    asked, last: as of `results.finished`.
+    """
     from .report import folder, results
 
     place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume, join=join)
     resume = resume or join
-    if resume and results.finished(place, experiment.resolved):
+    if resume and results.finished(place, experiment.resolved, asked, last):
         typer.echo(f"{place} is finished; nothing to do")
         raise typer.Exit
     if not resume:
         folder.remove_state(place)
-    results.write_config(place / folder.STATE, experiment.resolved)
+    results.write_config(place / folder.STATE, (asked or {}) | experiment.resolved)
     if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
         results.write_config(place, experiment.resolved)
     return place

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .config import TABLES, flat, tables_of
+from .lr_finder import LRFinding
 from .saved import load, read_config
 from .sweep import Swept
 from .train import Fitted
@@ -62,6 +63,7 @@ def compare(places: Sequence[str | Path]) -> Comparison:
 
 def read_entry(place: Path) -> Entry:
     result = load(place)
+    result = result.swept if isinstance(result, LRFinding) else result
     config = read_config(place)
     swept = flat({"sweep": config.pop("sweep", {})})
     config.pop("name", None)

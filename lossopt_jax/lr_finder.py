@@ -1,4 +1,4 @@
-"""Which learning rate: many constant rates as lanes, each an honest run of its own; and the classical range test beside it."""
+"""Which learning rate: many constant rates as lanes, each an honest run of its own."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from . import schedules
 from .recipe import Bound, Recipe, bind
 from .step import check_recipe
 from .sweep import LanePlan, Swept, sweep
-from .train import Progress, Run, fit
+from .train import Progress, Run
 
 # The rule. Losses are capped at half above the best, so that a cliff weighs no more than a bad neighbour, and smoothed over rates by a
 # Gaussian a quarter of a decade wide; both were chosen on seeds and tasks of their own (tests/benchmarks/lr_finder.py).
@@ -20,8 +20,6 @@ CAP = 0.5
 WIDTH = 0.25
 TOLERANCE = 0.05  # what counts as just as good
 STILL_FALLING = 0.05  # of all that was gained, gained in the last fifth: an exponential decay that has 6 % left
-FORGETTING = 0.98  # of the range test's running mean
-BLOW_UP = 4.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,7 @@ class LRFinding:
     @property
     def config_line(self) -> str:
         """The suggestion as a line of a config, e.g. "schedule.peak = 3.2e-3"; "" without one."""
-        if not math.isfinite(self.suggested):
-            return ""
-        value = np.asarray(self.recipe.schedule.hparams[self.path.rpartition(".")[2]], np.float64)
-        shown = ", ".join(short(number) for number in value.ravel().tolist())
-        return f"{self.path} = [{shown}]" if value.ndim else f"{self.path} = {shown}"
+        return config_line(self.path, self.recipe) if math.isfinite(self.suggested) else ""
 
     def table(self) -> list[dict[str, Any]]:
         """A row a rate, rising: learning_rate, loss (the mean over seeds), loss_std, diverged (how many seeds), region."""
@@ -100,6 +94,8 @@ def find_lr(
     seeds: int = 3,
     plan: LanePlan | None = None,
     on_chunk: Callable[[Progress], None] | Iterable[Callable[[Progress], None]] = (),
+    checkpoint: str | Path | None = None,
+    save_every: float = 30.0,
 ) -> LRFinding:
     """Find the learning rate: `count` constant rates from `low` to `high`, each trained for `run.steps` from the same parameters.
 
@@ -110,7 +106,7 @@ def find_lr(
 
     evaluate: held-out data decides when it is given, else the training loss. run: as in `fit`; steps is the budget of every rate, and
     the suggestion is for that budget: at a shorter one the best rate is another, as a rule a higher one.
-    A rate under which any seed becomes not finite is too high. Nothing of the caller's is changed.
+    A rate under which any seed becomes not finite is too high. checkpoint, save_every: as in `fit`. Nothing of the caller's is changed.
 
     >>> import lossopt_jax as lo, numpy as np
     >>> from flax import linen as nn
@@ -124,7 +120,8 @@ def find_lr(
     check_range(low, high, count, seeds)
     rates = np.geomspace(low, high, count)
     trials = [recipe._replace(schedule=bind(schedules.constant, value=rate)) for rate in rates]
-    swept = sweep(model, trials, train=train, evaluate=evaluate, run=run, seeds=seeds, plan=plan, on_chunk=on_chunk)
+    kept: dict[str, Any] = {"checkpoint": checkpoint, "save_every": save_every}
+    swept = sweep(model, trials, train=train, evaluate=evaluate, run=run, seeds=seeds, plan=plan, on_chunk=on_chunk, **kept)
     return judged(recipe, rates, swept)
 
 
@@ -156,7 +153,7 @@ def judged(recipe: Recipe, rates: np.ndarray, swept: Swept) -> LRFinding:
     useless = verdicts.keys() & {"no_steps", "not_finite_at_start", "not_finite_held_out", "all_diverge", "nothing_learnt"}
     suggested = math.nan if useless else float(rates[at])
     first, last = _span(total <= total[at] + TOLERANCE, at)
-    path, with_rate = _with_rate(recipe, suggested)
+    path, suggestion = with_rate(recipe, suggested)
     return LRFinding(
         suggested=suggested,
         range=(math.nan, math.nan) if useless else (float(rates[first]), float(rates[last])),
@@ -169,7 +166,7 @@ def judged(recipe: Recipe, rates: np.ndarray, swept: Swept) -> LRFinding:
         start=start,
         verdicts=verdicts,
         path=path,
-        recipe=with_rate,
+        recipe=suggestion,
         swept=swept,
     )
 
@@ -264,7 +261,7 @@ def _verdicts(
     return found
 
 
-def _with_rate(recipe: Recipe, rate: float) -> tuple[str, Recipe]:
+def with_rate(recipe: Recipe, rate: float) -> tuple[str, Recipe]:
     """The path of the number that a constant rate stands for, and the recipe with it; the recipe as it is where there is no rate."""
     numbers = recipe.schedule.hparams
     name = next((name for name in schedules.LEADING if name in numbers and not isinstance(numbers[name], tuple)), None)
@@ -279,80 +276,16 @@ def _with_rate(recipe: Recipe, rate: float) -> tuple[str, Recipe]:
     return f"schedule.{name}", recipe._replace(schedule=recipe.schedule.replace(**{name: value}))
 
 
+def config_line(path: str, recipe: Recipe) -> str:
+    """A number of the recipe's schedule as a line of a config, rates in short."""
+    value = np.asarray(recipe.schedule.hparams[path.rpartition(".")[2]], np.float64)
+    shown = ", ".join(short(number) for number in value.ravel().tolist())
+    return f"{path} = [{shown}]" if value.ndim else f"{path} = {shown}"
+
+
 def short(rate: float) -> str:
     """A rate with two digits, as a config has it: 3.2e-3, 0.45, 100.0."""
     if not 0 < abs(rate) < 0.1:
         return str(float(f"{rate:.2g}"))
     digits, exponent = f"{rate:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(exponent)}"
-
-
-@dataclass(frozen=True)
-class LRRangeTest:
-    """One run under a growing rate, up to where its smoothed loss left 4 times the best behind.
-
-    rates, losses, smoothed: [steps taken]. valley, steep: what fastai's rules of these names suggest; NaN where too few steps are left.
-    """
-
-    rates: np.ndarray
-    losses: np.ndarray
-    smoothed: np.ndarray
-    valley: float
-    steep: float
-
-
-def lr_range_test(model: Any, recipe: Recipe, *, train: Any, run: Run, low: float = 1e-7, high: float = 10.0) -> LRRangeTest:
-    """The range test: one run whose rate grows geometrically from `low` to `high` in `run.steps` steps (Smith 2017, arXiv:1506.01186).
-
-    The loss is smoothed by a running mean of factor 0.98, freed of its bias; the curve ends where that is above 4 times its least, or
-    not finite. The suggestions leave out the first tenth of the steps and the last five, as fastai does (100 steps there).
-    Cheap, and known to miss: each point has been through all lower rates. `find_lr` is the one that is validated.
-
-    >>> import lossopt_jax as lo, numpy as np
-    >>> from flax import linen as nn
-    >>> x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
-    >>> recipe = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
-    >>> test = lr_range_test(lo.from_linen(nn.Dense(1)), recipe, train=(x, 3 * x), run=lo.Run(steps=100, batch_size=16))
-    >>> bool(1e-7 < test.valley < 10)
-    True
-    """
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"lr_range_test: low must be above 0 and high above low, both finite, got low {low} and high {high}")
-    if run.steps < 2:
-        raise ValueError(f"lr_range_test: run.steps must be at least 2, got {run.steps}")
-    growing = bind(schedules.exponential, init=low, factor=high / low, every=run.steps - 1)
-    losses = fit(model, recipe._replace(schedule=growing), train=train, run=run).history["loss"].astype(np.float64)
-    rates = np.geomspace(low, high, run.steps)[: len(losses)]
-    smoothed = running_mean(losses)
-    least = np.minimum.accumulate(np.where(np.isfinite(smoothed), smoothed, np.inf))
-    over = ~np.isfinite(smoothed) | (smoothed > BLOW_UP * least)
-    end = int(np.argmax(over)) if over.any() else len(losses)
-    kept = slice(len(losses) // 10, max(end - 5, 0))
-    return LRRangeTest(rates[:end], losses[:end], smoothed[:end], valley(rates[kept], smoothed[kept]), steep(rates[kept], smoothed[kept]))
-
-
-def running_mean(losses: np.ndarray, forgetting: float = FORGETTING) -> np.ndarray:
-    """Exponential moving average divided by the weight it has so far: [steps] -> [steps]."""
-    means, value = np.empty(len(losses)), 0.0
-    for i, loss in enumerate(losses):
-        value = forgetting * value + (1 - forgetting) * loss
-        means[i] = value / (1 - forgetting ** (i + 1))
-    return means
-
-
-def valley(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate half way along the longest falling subsequence of the losses, which is taken to be as long as it has members (fastai)."""
-    if not len(losses):
-        return math.nan
-    lengths = np.ones(len(losses), int)
-    for i in range(1, len(losses)):
-        lengths[i] = 1 + lengths[:i][losses[:i] > losses[i]].max(initial=0)
-    end = int(np.argmax(lengths))
-    start = end - int(lengths[end]) if end else 0
-    third = (end - start) / 3
-    return float(rates[max(0, start + int(third) + int(third / 2))])
-
-
-def steep(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate at which the loss falls fastest in the logarithm of the rate (fastai)."""
-    return float(rates[np.argmin(np.diff(losses) / np.diff(np.log(rates)))]) if len(losses) > 1 else math.nan

@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .lr_finder import LRFinding, judged
 from .plain import from_plain, number_from_plain
 from .recipe import with_numbers
-from .report import folder, results
+from .report import finding, folder, results
 from .step import TrainState
 from .sweep import LanePlan, Swept, Trials
 from .sweep.spaces import Distribution
 from .train import Fitted, typed
 
 
-def save(result: Swept | Fitted, place: str | Path) -> Path:
+def save(result: Swept | Fitted | LRFinding, place: str | Path) -> Path:
     """Write a result into a new or empty folder, for `load` and for people: tables, curves and the best's parameters; returns its path.
 
-    What `lossopt sweep` and `lossopt train` leave, without the config there was none of. Of the functions in recipes the names are kept:
+    What `lossopt sweep`, `train` and `find-lr` leave, without the config there was none of. Of the functions in recipes the names are kept:
     one that another process cannot import (of a notebook, a lambda) comes back as a stand-in that raises when it is called, while
     every number and table is whole. Optimizer states are not kept.
 
@@ -37,19 +38,19 @@ def save(result: Swept | Fitted, place: str | Path) -> Path:
     >>> bool((again.history["loss"] == fitted.history["loss"]).all())
     True
     """
-    if not isinstance(result, Swept | Fitted):
-        raise TypeError(f"save: the result must be a Swept or a Fitted, got {type(result).__name__}")
+    if not isinstance(result, Swept | Fitted | LRFinding):
+        raise TypeError(f"save: the result must be a Swept, a Fitted or an LRFinding, got {type(result).__name__}")
     try:
         place = folder.claim(place)
     except FileExistsError:
         raise FileExistsError(f"save: the folder {place} is not empty") from None
-    write = results.write_sweep if isinstance(result, Swept) else results.write_run
+    write = {Swept: results.write_sweep, Fitted: results.write_run, LRFinding: finding.write_finding}[type(result)]
     write(place, None, result)
     return place
 
 
-def load(place: str | Path) -> Swept | Fitted:
-    """The `Swept` or `Fitted` of a folder that `lossopt sweep`, `lossopt train` or `save` wrote.
+def load(place: str | Path) -> Swept | Fitted | LRFinding:
+    """The `Swept`, `Fitted` or `LRFinding` of a folder that `lossopt sweep`, `lossopt train`, `lossopt find-lr` or `save` wrote.
 
     Equal to what was written: tables, histories, recipes bit for bit. Only the best lane's state is there, and no state of an optimizer;
     `TrainState.opt_state` is None. Parameters that were not nested dicts come as such (see `flax.serialization.to_state_dict`).
@@ -59,7 +60,7 @@ def load(place: str | Path) -> Swept | Fitted:
     """
     place = Path(place)
     summary = read_summary(place)
-    read = _load_sweep if summary["what"] == "sweep" else _load_run
+    read = READERS[summary["what"]]
     return _whole(place, lambda: read(place, summary))
 
 
@@ -78,8 +79,8 @@ def read_summary(place: Path) -> dict[str, Any]:
         written = (summary.get("versions") or {}).get("lossopt_jax", "?")
         what = "without a format" if found is None else f"in format {found}"
         raise ValueError(f"{place} was written {what} by lossopt_jax {written}, and this version reads format {folder.FORMAT}")
-    if summary.get("what") not in ("sweep", "train"):
-        raise ValueError(f"{place} holds neither a sweep nor a run, but {summary.get('what')!r}")
+    if summary.get("what") not in READERS:
+        raise ValueError(f"{place} holds neither a sweep, a run nor a finding, but {summary.get('what')!r}")
     return summary
 
 
@@ -135,10 +136,18 @@ def _load_sweep(place: Path, summary: dict[str, Any]) -> Swept:
         compile_seconds=summary["compile_seconds"],
         history_every=summary["history_every"],
     )
-    if summary["best"] is not None and (place / "best_params.msgpack").exists():
+    if summary.get("best") is not None and (place / "best_params.msgpack").exists():
         swept.states.append(jax.tree.map(lambda leaf: leaf[None], _state(place / "best_params.msgpack")))
         swept.places[swept.best_lane()] = (0, 0)
     return swept
+
+
+def _load_finding(place: Path, summary: dict[str, Any]) -> LRFinding:
+    recipe = from_plain(json.loads((place / "recipes.json").read_text(encoding="utf-8"))["recipe"])
+    return judged(recipe, np.geomspace(summary["low"], summary["high"], summary["count"]), _load_sweep(place, summary))
+
+
+READERS: dict[str, Callable[[Path, dict[str, Any]], Any]] = {"sweep": _load_sweep, "train": _load_run, "find-lr": _load_finding}
 
 
 def _trials(path: Path) -> tuple[Trials, int]:

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from flax import serialization
 
+import lossopt_jax as lo
+from lossopt_jax import lr_finder
+
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "run.steps=20", "--set", "run.evaluate_every=10", "--set", "schedule.total=20", "--set", "schedule.warmup=2"]
 SMALL_SWEEP = [*SMALL, "--set", "sweep.count=4", "--set", "sweep.space.schedule.warmup={uniform=[0,10]}"]
@@ -183,11 +186,33 @@ def test_find_lr_gives_a_line_for_the_config_and_diverging_everywhere_is_an_answ
     assert (summary["what"], summary["steps"], summary["count"], summary["seeds"]) == ("find-lr", 20, 4, 1)
     rates = list(csv.DictReader((tmp_path / "found" / "rates.csv").read_text().splitlines()))
     assert [float(row["learning_rate"]) for row in rates] == pytest.approx(np.geomspace(1e-7, 10, 4))
-    assert {path.name for path in (tmp_path / "found").iterdir()} == {"config.toml", "rates.csv", "summary.json", "find_lr.png"}
+    files = {"config.toml", "rates.csv", "recipes.json", "history.npz", "summary.json", "find_lr.png"}
+    assert {path.name for path in (tmp_path / "found").iterdir()} == files
+    loaded = lo.load(tmp_path / "found")
+    assert (loaded.suggested, loaded.config_line, loaded.range) == (summary["suggested"], summary["config_line"], tuple(summary["range"]))
+    assert [row["loss"] for row in loaded.table()] == [float(row["loss"]) for row in rates]
+    assert len(lo.diagnose(tmp_path / "found").verdicts) == 4
+    assert "is finished; nothing to do" in lossopt("find-lr", DIGITS, *few, "found", "--resume").stdout
+    other = lossopt("find-lr", DIGITS, *few, "found", "--resume", "--low", "1e-6")
+    assert (other.returncode, "--low is 1e-06 and was 1e-07" in other.stderr) == (2, True)
     hot = lossopt("find-lr", DIGITS, *few, "found", "--low", "1e30", "--high", "1e32", "--overwrite")
     assert hot.returncode == 0, hot.stderr
     assert "no learning rate to suggest" in hot.stdout
     assert json.loads((tmp_path / "found" / "summary.json").read_text())["suggested"] is None
+
+
+def test_the_range_test_is_one_run_with_a_line_of_its_own(tmp_path, lossopt):
+    few = ["--range-test", "--steps", "60", "--out", "here"]
+    done = lossopt("find-lr", DIGITS, *few)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert summary["config_line"] == f"schedule.peak = {lr_finder.short(summary['valley'])}"
+    assert done.stdout.splitlines()[1] == summary["config_line"]
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"config.toml", "rates.csv", "summary.json", "range_test.png"}
+    rows = list(csv.DictReader((tmp_path / "here" / "rates.csv").read_text().splitlines()))
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(np.geomspace(1e-7, 10, 60)[: len(rows)])
+    other = lossopt("find-lr", DIGITS, *few[1:], "--resume")
+    assert (other.returncode, "what is find-lr and was range-test" in other.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

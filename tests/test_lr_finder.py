@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import lossopt_jax as lo
-from lossopt_jax import lr_finder
-from lossopt_jax.lr_finder import find_lr, lr_range_test
+from lossopt_jax import lr_finder, range_test
+from lossopt_jax.lr_finder import find_lr
+from lossopt_jax.range_test import lr_range_test
 from lossopt_jax.report import tables
 
 CURVATURES = np.array([4.0, 0.5], np.float32)
@@ -246,6 +247,22 @@ def test_seeds_say_how_sure():
     assert any("most seeds diverge" in line for line in lines)
 
 
+def test_one_that_was_killed_goes_on_to_the_same_finding_and_a_folder_gives_it_back(found, tmp_path):
+    def die(progress):
+        raise KeyboardInterrupt
+
+    given = {"low": 1e-3, "high": 10.0, "count": 40, "run": replace(RUN, chunk=10), "checkpoint": tmp_path / "state", "save_every": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        find(**given, on_chunk=die)
+    assert list((tmp_path / "state").glob("*/state-*10"))
+    again = find(**given)
+    assert again.losses.tobytes() == found.losses.tobytes()
+    loaded = lo.load(lo.save(again, tmp_path / "kept"))
+    assert loaded.losses.tobytes() == found.losses.tobytes()
+    for name in ("suggested", "range", "edge", "metric", "start", "path", "config_line", "verdicts"):
+        assert getattr(loaded, name) == getattr(found, name)
+
+
 def test_the_picture_is_drawn_for_every_kind_of_finding(found, tmp_path):
     from lossopt_jax.report import lr_plot
 
@@ -280,10 +297,10 @@ def test_the_range_tests_rules_by_hand():
     rates = np.geomspace(1e-3, 1.0, 10)
     # The longest falling subsequence is 9, 8, 6, 4, 3 and ends at index 7: from 7 - 5 = 2, a third is 1.67, so index 2 + 1 + 0.
     losses = np.array([9.0, 8, 10, 6, 7, 4, 5, 3, 20, 30])
-    assert lr_finder.valley(rates, losses) == rates[3]
-    assert lr_finder.steep(rates, losses) == rates[2]  # falls by 4, from 10 to 6
-    assert math.isnan(lr_finder.valley(rates[:0], losses[:0]))
-    assert math.isnan(lr_finder.steep(rates[:1], losses[:1]))
+    assert range_test.valley(rates, losses) == rates[3]
+    assert range_test.steep(rates, losses) == rates[2]  # falls by 4, from 10 to 6
+    assert math.isnan(range_test.valley(rates[:0], losses[:0]))
+    assert math.isnan(range_test.steep(rates[:1], losses[:1]))
     # Debiased: the mean of a constant is the constant, and the second of 1, 2 is (0.98 * 0.02 + 0.02 * 2) / (1 - 0.98**2).
-    np.testing.assert_allclose(lr_finder.running_mean(np.full(5, 3.0)), 3.0)
-    assert lr_finder.running_mean(np.array([1.0, 2.0]))[1] == pytest.approx((0.98 + 2) / 1.98)
+    np.testing.assert_allclose(range_test.running_mean(np.full(5, 3.0)), 3.0)
+    assert range_test.running_mean(np.array([1.0, 2.0]))[1] == pytest.approx((0.98 + 2) / 1.98)

@@ -190,7 +190,7 @@ def test_recipes_keep_their_bits_and_name_what_cannot_be_imported():
         (lambda place: change(place / "recipes.json", lambda plain: plain["trials"].pop()), ValueError, "15 lanes and history.npz has not"),
         (lambda place: change(place / "summary.json", lambda plain: plain.update(format=2)), ValueError, "in format 2 by .*reads format 1"),
         (lambda place: change(place / "summary.json", lambda plain: plain.pop("format")), ValueError, "without a format"),
-        (lambda place: change(place / "summary.json", lambda plain: plain.update(what="x")), ValueError, "neither a sweep nor a run"),
+        (lambda place: change(place / "summary.json", lambda plain: plain.update(what="x")), ValueError, "neither a sweep, a run nor"),
     ],
 )
 def test_a_folder_that_is_no_whole_run_is_one_clear_error(saved, tmp_path, harm, error, words):
@@ -211,7 +211,7 @@ def change(path, edit):
 def test_save_takes_results_and_leaves_other_files_alone(swept, saved):
     with pytest.raises(FileExistsError, match="is not empty"):
         lo.save(swept, saved)
-    with pytest.raises(TypeError, match="must be a Swept or a Fitted, got dict"):
+    with pytest.raises(TypeError, match="must be a Swept, a Fitted or an LRFinding, got dict"):
         lo.save({}, saved)
 
 

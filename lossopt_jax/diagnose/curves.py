@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..lr_finder import LRFinding
 from ..recipe import Recipe
 from ..saved import load, read_config
 from ..schedules import LEADING
@@ -73,6 +74,8 @@ def given_of(what: Any) -> Given:
         if isinstance(result, Swept) or not config:
             return given
         return given._replace(paths=(rate_path(config["schedule"]),), losses=(config["loss"]["name"],))
+    if isinstance(what, LRFinding):
+        what = what.swept
     if isinstance(what, Swept):
         recipes = [what.trials.recipes[lane // what.seeds] for lane in range(what.lanes)]
         paths, losses = (tuple(map(of, recipes)) for of in (path_of, loss_of))
@@ -81,7 +84,9 @@ def given_of(what: Any) -> Given:
         diverged_at = np.array([-1 if what.diverged_at is None else what.diverged_at])
         return Given(what.history, what.evaluations, what.evaluation_steps, diverged_at, None)
     if not isinstance(what, Mapping) or "loss" not in what:
-        raise TypeError(f"diagnose: what must be a Swept, a Fitted, a folder or a history with a loss, got {type(what).__name__}")
+        raise TypeError(
+            f"diagnose: what must be a Swept, a Fitted, an LRFinding, a folder or a history with a loss, got {type(what).__name__}"
+        )
     return Given({name: np.asarray(values) for name, values in what.items()}, {}, np.zeros(0, int), None, None)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..lr_finder import LRFinding
 from ..recipe import Recipe
 from ..sweep import Swept
 from ..train import Fitted
@@ -35,8 +36,10 @@ class Diagnosis:
         return int(np.nanargmin(self.losses)) if np.isfinite(self.losses).any() else None
 
 
-def diagnose(what: Swept | Fitted | Mapping[str, Any] | str | Path, *, recipe: Recipe | None = None, targets: Any = None) -> Diagnosis:
-    """Judge each lane of a sweep, a run, a history (metric -> [steps] or [lanes, steps], named as `train_step` does) or a run's folder.
+def diagnose(
+    what: Swept | Fitted | LRFinding | Mapping[str, Any] | str | Path, *, recipe: Recipe | None = None, targets: Any = None
+) -> Diagnosis:
+    """Judge each lane of a sweep, a finding, a run, a folder, or a history (metric -> [steps] or [lanes, steps], as `train_step` names it).
 
     The loss alone is enough for some verdicts; the others need learning_rate, grad_norm and update_norm. A history that ends in NaN is of
     a run that diverged.

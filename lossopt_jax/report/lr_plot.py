@@ -1,4 +1,4 @@
-"""The picture of a learning-rate finding: the loss at the end of the budget against the rate."""
+"""The pictures of a learning-rate finding and of a range test: the loss against the rate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,37 @@ def finding_figure(finding: Any, *, title: str = "") -> "Figure":
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False, fontsize=8.5, columnspacing=1.6)
     return figure
+
+
+def range_test_figure(test: Any, *, title: str = "") -> "Figure":
+    """The loss of every step against the rate it was taken at, its running mean, fastai's valley starred and its steep marked."""
+    found = np.isfinite(test.valley)
+    figure = plots._figure(9.2, 5.2, f"Learning rate {test.valley:.2g}   ({title})" if found else "No learning rate to suggest")
+    axis = figure.add_subplot()
+    axis.set_xscale("log")
+    axis.set_xlim(test.low, test.high)
+    if len(test.rates):
+        axis.plot(test.rates, test.losses, color=plots.COLOURS[4], linewidth=0.8, alpha=0.6, label="a step")
+        axis.plot(test.rates, test.smoothed, color=plots.INK, linewidth=1.7, label="running mean")
+        low, high = float(test.losses.min()), float(test.smoothed.max())
+        axis.set_ylim(low - 0.08 * (high - low), high + 0.15 * (high - low or 1.0))
+    if found:
+        height = np.interp([test.valley, test.steep], test.rates, test.smoothed)
+        star: dict[str, Any] = {"color": plots.COLOURS[1], "edgecolors": "black", "linewidths": 0.7, "zorder": 8}
+        axis.scatter(test.valley, height[0], s=230, marker="*", label="valley", **star)
+        axis.scatter(test.steep, height[1], s=60, marker="v", label="steep", **star)
+    axis.set_xlabel("learning rate, growing step by step", color=plots.INK)
+    axis.set_ylabel("Training loss", color=plots.INK)
+    axis.set_title(f"one run, {len(test.rates)} of {test.steps} steps", fontsize=9.5, loc="left", color=plots.INK, pad=8)
+    plots._plain_look(axis)
+    if len(test.rates):
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure
+
+
+def write_range_test(path: str | Path, *args: Any, **kwargs: Any) -> None:
+    """`range_test_figure` as a PNG file, whole or not there."""
+    write_bytes(path, plots._png(range_test_figure(*args, **kwargs)))
 
 
 def write_finding(path: str | Path, *args: Any, **kwargs: Any) -> None:

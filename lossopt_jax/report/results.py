@@ -1,5 +1,6 @@
 """The files of a finished run or sweep, and what is printed of it."""
 
+import json
 import math
 import platform
 import sys
@@ -210,20 +211,28 @@ def _title(place: Path, experiment: Any) -> str:
     return place.resolve().name if experiment is None else experiment.name
 
 
-def finished(place: Path, resolved: dict[str, Any]) -> bool:
-    """Whether a folder holds the whole of this very run; ValueError, showing what differs, when it holds one of another config."""
+def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any] | None = None, last: str = "curves.png") -> bool:
+    """Whether a folder holds the whole of this very run; ValueError, showing what differs, when it holds one of another config.
+
+    asked: what the command was asked for beside its config: "what" and options, which its summary.json has without their dashes; also in
+    the config of a state. last: the file that is written last.
+    """
     import tomllib
 
     begun = place / folder.STATE / "config.toml"
     config = begun if begun.exists() else place / "config.toml"
     if config.exists():
-        there, here = _flat(tomllib.loads(config.read_text())), _flat(resolved)
+        there, here = _flat(tomllib.loads(config.read_text())), _flat((asked or {}) | resolved)
+        summary = place / "summary.json"
+        if asked and config is not begun and summary.exists():
+            known = json.loads(summary.read_text(encoding="utf-8"))
+            there |= {name: value for name in asked if (value := known.get(name.removeprefix("--"))) is not None}
         differ = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if differ:
             shown = "; ".join(f"{key} is {here.get(key, 'not set')} and was {there.get(key, 'not set')}" for key in differ[:5])
             more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
             raise ValueError(f"{place} holds a run of another config: {shown}{more}. Choose another --out, or --overwrite it")
-    return (place / "curves.png").exists() and not begun.exists()
+    return (place / last).exists() and not begun.exists()
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

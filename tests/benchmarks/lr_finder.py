@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 import lossopt_jax as lo  # noqa: E402
-from lossopt_jax.lr_finder import find_lr, lr_range_test  # noqa: E402
+from lossopt_jax import find_lr, lr_range_test  # noqa: E402
 
 RATES = np.geomspace(1e-7, 10.0, 64)
 FINALISTS, FRESH, GOAL = 6, 16, 1.03
