@@ -70,13 +70,15 @@ def test_infinite_is_never_mistaken_for_staying_at_the_first_loss():
     assert kinds({"loss": np.full(100, np.nan)}) == ["diverged"]
 
 
-def curve(loss, rate, grad=1.0, update=None):
+def curve(loss, rate, grad=None, update=None):
+    """A history of gradient descent; the gradient is that of a quadratic, whose square goes with the loss, unless it is given."""
     rate = np.broadcast_to(rate, (STEPS,)).astype(float)
+    grad = np.sqrt(loss) if grad is None else np.broadcast_to(grad, (STEPS,))
     update = rate * grad if update is None else update
     return {
         "loss": loss,
         "learning_rate": rate,
-        "grad_norm": np.broadcast_to(grad, (STEPS,)),
+        "grad_norm": grad,
         "update_norm": np.broadcast_to(update, (STEPS,)),
     }
 
@@ -90,9 +92,11 @@ def planted():
     yield "right", "", curve(learnt, cosine(STEPS))
     yield "stalled", "initialisation", curve(noise, 0.1, update=3e-3)
     yield "stalled", "initialisation", curve(np.ones(STEPS) * 2.3, 0.1, grad=1e-6)
-    yield "unstable", "schedule.peak = 0.025", curve(2.3 * noise, 0.1, update=3.0)
-    yield "unstable", "schedule.peak = 0.025", curve(learnt * np.where(at % 50 == 49, 40, 1), 0.1)
-    yield "noisy", "schedule.peak = 0.033", curve((0.5 + 0.5 * np.exp(-at / 5)) * noise, 0.1, grad=np.sqrt(2.0))
+    yield "unstable", "schedule.peak = 0.025", curve(2.3 * noise, 0.1, update=6.0)
+    yield "unstable", "schedule.peak = 0.025", curve(np.ones(STEPS) * 2.3, 0.1, grad=np.where(at < 9, 1.0, 1e-6))  # units died
+    yield "unstable", "schedule.peak = 0.025", curve(learnt * np.where(at % 50 == 49, 40, 1), 0.1, update=1.0)
+    yield "unstable", "schedule.peak = 0.025", curve((0.5 + 0.5 * np.exp(-at / 5)) * noise, 0.1, update=6.0)
+    yield "noisy", "schedule.peak = 0.033", curve((0.5 + 0.5 * np.exp(-at / 5)) * noise, 0.1, update=0.6)
     stairs = np.where(at < 120, 0.1, 0.001)
     yield "noisy", "schedule.peak = 0.033", curve(np.where(at < 120, 0.4 + 0.6 * np.exp(-at / 5), 0.1) * noise, stairs)
     yield "too low", "schedule.peak = 1", curve(1 - 1e-3 * at, 0.1, update=0.004)

@@ -14,6 +14,8 @@ from ..schedules import LEADING
 from ..sweep import Swept
 from ..train import Fitted
 
+RESOLVED = 2e-5  # of a loss: a hundred times the spacing of float32
+
 
 class Given(NamedTuple):
     """A result as plain arrays. paths: of every lane the number of its schedule that is the rate; losses: the names of their losses.
@@ -46,11 +48,12 @@ class Measured(NamedTuple):
     """What the rules look at. Losses are from their lower bound: 0, or the least seen where that is negative.
 
     start, end: the first loss, the mean of the last tenth. gain: (start - end) / start. peak: the most after the first tenth / start.
-    falling: of all that was gained, gained in the last fifth over the one before; sure: that in standard errors.
+    falling: of all that was gained, gained in the last fifth over the one before; sure: that in standard errors. fell: by how much the
+    last quarter is below the one before, as a share of that.
     promised: sum of update_norm * grad_norm / start, by which the steps would have lowered the loss to the first order, at most;
-    folds: the same with each step's own loss below; leap: the most of one step; late: the promise of the last fifth over all that was
-    gained. NaN without the norms. answered: of what was promised between the first and the last tenth, how much came; error: its
-    standard error.
+    folds: the same with each step's own loss below; leap: the most of one step; share: the mean of the last fifth's over its mean loss.
+    NaN without the norms. answered: of what was promised between the first and the last tenth, how much came; error: its standard error;
+    heard: the same of the held-out loss, which no batch blurs, between its first and last evaluation; NaN where that cannot be told.
     """
 
     start: float
@@ -59,12 +62,14 @@ class Measured(NamedTuple):
     peak: float
     falling: float
     sure: float
+    fell: float
     promised: float
     folds: float
     leap: float
-    late: float
+    share: float
     answered: float
     error: float
+    heard: float
 
 
 def given_of(what: Any) -> Given:
@@ -134,21 +139,22 @@ def measure(lane: Lane) -> Measured:
     n, tiny = len(loss), np.finfo(float).tiny
     start = max(float(loss[0]), tiny)
     end = float(loss[-max(1, n // 10) :].mean())
-    fifth = n // 5
+    fifth, quarter = n // 5, n // 4
     last, before = loss[-fifth:], loss[-2 * fifth : -fifth]
     gained = max(start - end, 1e-9 * start)
     error = math.sqrt((last.var() + before.var()) / fifth)
     drop = float(before.mean() - last.mean())
-    promised = folds = leap = late = answered = doubt = math.nan
+    promised = folds = leap = late = answered = doubt = heard = math.nan
     if lane.grad_norm is not None and lane.update_norm is not None:
         each = lane.update_norm * lane.grad_norm
-        promised, late = lane.every * float(each.sum()) / start, lane.every * float(each[-fifth:].sum()) / gained
+        promised, late = lane.every * float(each.sum()) / start, float(each[-fifth:].mean()) / max(float(last.mean()), 1e-6 * start)
         share = each / np.maximum(loss, 1e-6 * start)
         folds, leap = lane.every * float(share.sum()), float(share.max())
         tenth, between = max(1, n // 10), max(0.9 * promised * start, tiny)
         first, final = loss[:tenth], loss[-tenth:]
         answered = float(first.mean() - final.mean()) / between
         doubt = math.sqrt((first.var() + final.var()) / tenth) / between
+        heard = _heard(lane, each)
     return Measured(
         start=start,
         end=end,
@@ -156,10 +162,22 @@ def measure(lane: Lane) -> Measured:
         peak=float(loss[n // 10 :].max()) / start,
         falling=drop / gained,
         sure=drop / max(error, tiny),
+        fell=1 - float(loss[-quarter:].mean()) / max(float(loss[-2 * quarter : -quarter].mean()), tiny),
         promised=promised,
         folds=folds,
         leap=leap,
-        late=late,
+        share=late,
         answered=answered,
         error=doubt,
+        heard=heard,
     )
+
+
+def _heard(lane: Lane, each: np.ndarray) -> float:
+    """How much the held-out loss fell of what the updates promised meanwhile; NaN where float32 would not show it."""
+    if len(lane.held_out) < 2:
+        return math.nan
+    begin, end = (int(at) // lane.every for at in lane.held_out_at[[0, -1]])
+    promised = lane.every * float(each[begin:end].sum())
+    fell = float(lane.held_out[0] - lane.held_out[-1])
+    return fell / promised if promised > RESOLVED * abs(float(lane.held_out[0])) else math.nan

@@ -23,11 +23,15 @@ KINDS = {
 LEAST = 10  # steps to judge by
 # Tuned on three tasks of tests/benchmarks/diagnose.py, and checked on three others.
 ENOUGH = 4.0
-LEAP = 0.3
-WASTE = 100.0
-FLAT = 10.0
+LITTLE = 0.15
+LEAP = 2.0
+WASTE = 0.7
+EDGE = 5.0
+NOISE = 0.5
+FLAT = 0.12
 VANISHED = 1e-4
-UNANSWERED = 0.2
+DIED = 0.01
+UNANSWERED = 0.1
 TURNED = 0.15
 AMOUNTS = ("mse", "mae", "huber", "log_cosh")
 TAYLOR = "Taylor: to the first order a step lowers the loss by at most update norm x gradient norm"
@@ -93,13 +97,15 @@ def _ends_early(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | No
 
 def _stalled(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     """Little gained by small steps, and not what they promised."""
-    if lane.grad_norm is None or not (m.leap < LEAP and m.gain < 0.1) or _ends_early(lane, m, path, peak):
+    if lane.grad_norm is None or not (m.leap < LEAP and m.gain < LITTLE) or _died(lane, m) or _ends_early(lane, m, path, peak):
         return None
     gradient = float(np.median(lane.grad_norm)) / m.start
     if gradient < VANISHED:
         measured = f"the gradient norm is {gradient:.1e} of the loss (threshold: {VANISHED:.0e}), {m.gain:.1%} was learnt"
     elif m.answered + 2 * m.error < UNANSWERED:
         measured = f"of what the updates promised {max(m.answered, 0):.1%} came, {m.error:.1%} for noise (threshold: {UNANSWERED:.0%})"
+    elif m.heard < UNANSWERED and m.answered - 2 * m.error < UNANSWERED:
+        measured = f"of what the updates promised {max(m.heard, 0):.1%} came in the held-out loss (threshold: {UNANSWERED:.0%})"
     else:
         return None
     advice = "look at the initialisation, the activations and the scale of the inputs: units are dead or saturated"
@@ -107,10 +113,17 @@ def _stalled(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
 
 
 def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
-    if m.gain < 0.1 and m.leap >= LEAP:
-        measured = f"{m.gain:.1%} was learnt, with steps that promised up to {m.leap:.2g} of the loss at once (threshold: {LEAP:g})"
-    elif m.promised > WASTE * max(m.gain, 1e-9) and m.leap >= LEAP:
-        measured = f"the updates promised {m.promised / m.gain:.3g} times what was learnt (threshold: {WASTE:g})"
+    waste = m.promised / max(m.gain, 1e-9) / max(lane.steps, 1)
+    if m.gain < LITTLE and m.leap >= LEAP:
+        measured = f"{m.gain:.1%} was learnt, with steps that promised up to {m.leap:.2g} times the loss (threshold: {LEAP:g})"
+    elif _died(lane, m):
+        measured = f"{m.gain:.1%} was learnt, and the gradient norm fell under {DIED:.0%} of its first: the steps have put units to sleep"
+    elif _floor(lane) is not None:  # what the rate itself has shown
+        return None
+    elif waste > WASTE and m.leap >= LEAP:
+        measured = f"a step promised {waste:.3g} times all that was learnt, on average (threshold: {WASTE:g})"
+    elif m.share > EDGE:
+        measured = f"a step of the last fifth promised {m.share:.3g} times the loss, on average (threshold: {EDGE:g})"
     elif m.peak > 1.5 and not m.leap < LEAP:  # small steps do not throw a loss up: the first batch was an easy one
         measured = f"the loss jumped to {m.peak:.2g} times the first after a tenth of the steps (threshold: 1.5)"
     else:
@@ -121,20 +134,15 @@ def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None
 def _noisy(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     if lane.rate is None:
         return None
-    at = _drop(lane.rate)
-    if at is not None:
-        before, after = lane.loss[at // 2 : at], lane.loss[at + max(1, (len(lane.loss) - at) // 5) :]
-        quarter = max(1, len(before) // 2)
-        flat = float(before[:quarter].mean() - before[-quarter:].mean()) < 0.25 * float(before[:quarter].mean())
-        if flat and len(after) and after.mean() < 0.75 * before[-quarter:].mean():
-            fell = 1 - float(after.mean() / before[-quarter:].mean())
-            measured = (
-                f"the loss lay flat up to step {at * lane.every} and fell by {fell:.0%} when the rate was brought down (threshold: 25 %)"
-            )
-            return Verdict("noisy", measured, FLOOR, _rate(path, peak / 3))
-    if lane.rate[-1] > 0.5 * peak and m.folds >= ENOUGH and m.late > FLAT and m.falling < 0.1:
+    floor = _floor(lane)
+    if floor is not None:
+        at, fell = floor
+        measured = f"the loss lay flat up to step {at} and fell by {fell:.0%} when the rate was brought down (threshold: 25 %)"
+        return Verdict("noisy", measured, FLOOR, _rate(path, peak / 3))
+    if lane.rate[-1] > 0.5 * peak and m.folds >= ENOUGH and m.share > NOISE and m.fell < FLAT:
         measured = (
-            f"the last fifth of the steps promised {m.late:.3g} times all that was learnt (threshold: {FLAT:g}) and brought {m.falling:.1%}"
+            f"a step of the last fifth promised {m.share:.2g} times the loss (threshold: {NOISE:g}), "
+            f"and the last quarter brought {max(m.fell, 0):.0%} of it ({FLAT:.0%})"
         )
         return Verdict("noisy", measured, FLOOR, f'{_rate(path, peak / 3)}, or a schedule that decays: schedule.name = "cosine"')
     return None
@@ -159,7 +167,7 @@ def _too_low(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     if m.folds < ENOUGH:
         measured = f"all updates together promised to divide the loss by e {m.folds:.2g} times, at most (threshold: {ENOUGH:g})"
         return Verdict("too low", measured, TAYLOR, _rate(path, peak * min(100.0, max(3.0, 3 * ENOUGH / max(m.folds, 1e-9)))))
-    if m.falling > 0.1 and m.sure > 4 and not m.late > FLAT:
+    if m.falling > 0.1 and m.sure > 4 and not m.share > NOISE:
         measured = f"the last fifth of the steps brought {m.falling:.0%} of all that was learnt (threshold: 10 %)"
         return Verdict(
             "too low", measured, "an exponential decay that ends has 2 % there", f"{_rate(path, peak * 3)}, or run.steps = {2 * lane.steps}"
@@ -179,6 +187,26 @@ def _over_fits(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | Non
     return Verdict(
         "over-fits", measured, "early stopping by generalisation loss (Prechelt 1998)", f"run.steps = {step}, or more weight decay"
     )
+
+
+def _died(lane: Lane, m: Measured) -> bool:
+    """Whether next to nothing was learnt and a gradient that was there went for good."""
+    if lane.grad_norm is None or not m.gain < LITTLE:
+        return False
+    first, last = float(lane.grad_norm[0]), float(np.median(lane.grad_norm[-(len(lane.grad_norm) // 5) :]))
+    return first > VANISHED * m.start and last < DIED * first
+
+
+def _floor(lane: Lane) -> tuple[int, float] | None:
+    """The step at which the rate was brought down, and the share by which the loss, flat before, then fell; None where it did not."""
+    at = None if lane.rate is None else _drop(lane.rate)
+    if at is None:
+        return None
+    before, after = lane.loss[at // 2 : at], lane.loss[at + max(1, (len(lane.loss) - at) // 5) :]
+    half = max(1, len(before) // 2)
+    flat = float(before[:half].mean() - before[-half:].mean()) < 0.25 * float(before[:half].mean())
+    fell = 1 - float(after.mean() / before[-half:].mean()) if len(after) else 0.0
+    return (at * lane.every, fell) if flat and fell > 0.25 else None
 
 
 def _drop(rate: np.ndarray) -> int | None:
