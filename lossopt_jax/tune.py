@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from . import optimizers
-from .lr_finder import LRFinding, find_lr
+from . import optimizers, schedules
+from ._types import Scalar
+from .lr_finder import LRFinding, judged
 from .recipe import Bound, Recipe, bind, numbers, with_numbers
 from .step import check_recipe
-from .sweep import Distribution, LanePlan, Stop, Swept, Trials, halving, log_uniform, samplers, sweep
+from .sweep import Distribution, LanePlan, Stop, Swept, Trials, halving, log_uniform, plan_lanes, samplers
+from .sweep.run import finished, prepared
 from .train import Callbacks, Run
 
 LOW, HIGH, RATES = 1e-5, 10.0, 16  # what is looked at for each optimizer, in a tenth of the steps
@@ -98,32 +103,71 @@ def tune(
     budget = RUNS * run.steps if lane_steps is None else lane_steps
     if not (math.isfinite(budget) and budget > 0 and (minutes is None or (math.isfinite(minutes) and minutes > 0))):
         raise ValueError(f"tune: lane_steps and minutes must be above 0 and finite, got {lane_steps if minutes is None else minutes}")
-    data: dict[str, Any] = {"train": train, "evaluate": evaluate, "plan": plan}
-    stop, short, chosen = _stop(run.steps), replace(run, steps=max(1, run.steps // 10)), _families(recipe, families)
-    if minutes is None:  # before anything runs
-        _count(budget - len(chosen) * RATES * short.steps - 2 * seeds * run.steps, stop, run.steps)
-    found = _findings(model, recipe, chosen, data | {"run": short}, on_stage)
+    chosen, stop, run = _families(recipe, families), _stop(run.steps), replace(run, chunk=min(run.chunk, max(1, run.steps // 10)))
+    short = replace(run, steps=max(1, run.steps // 10))
+    final_steps, rates_steps = 2 * seeds * run.steps, len(chosen) * RATES * short.steps
+    count = None if minutes is not None else _count(budget - rates_steps - final_steps, stop, run.steps)  # an error before anything runs
+    most = max(RATES, 2 * seeds, 4 * RATES if count is None else -(-count // len(chosen)))
+    stages = _Stages(model, train, evaluate, plan, -(-most // seeds), seeds, on_stage, checkpoint, save_every)
+    if plan is None:
+        stages = stages.planned(recipe._replace(optimizer=next(iter(chosen.values()))), run, stop)
+    found = _findings(stages, recipe, chosen, short)
+    stages = stages._replace(plan=next(iter(found.values())).swept.plan)  # which took its seconds once
     spent = {"rates": sum(finding.swept.lane_steps for finding in found.values())}
     learning = {label: finding for label, finding in found.items() if math.isfinite(finding.suggested)}
     if not learning:
         return Tuned(recipe, found, None, None, spent)
     if minutes is not None:
-        seconds = sum(finding.swept.seconds for finding in found.values())
+        seconds = next(iter(found.values())).swept.seconds
         budget = _kept_budget(checkpoint, spent["rates"] / max(seconds, 1e-9) * minutes * 60)
-    trials = _trials(learning, space or {}, _count(budget - spent["rates"] - 2 * seeds * run.steps, stop, run.steps), run.seed)
-
-    def ran(stage: Stage, which: Any, run: Run, **how: Any) -> Swept:
-        kept: dict[str, Any] = {} if checkpoint is None else {"checkpoint": Path(checkpoint) / stage.name, "save_every": save_every}
-        swept = sweep(model, which, run=run, **data, **how, **kept, on_chunk=on_stage(stage))
-        spent[stage.name] = swept.lane_steps
-        return swept
-
-    swept = ran(Stage("sweep", run.steps, len(trials), _cost(len(trials), stop, run.steps)), trials, run, stop=stop)
+    count = _count(budget - spent["rates"] - final_steps, stop, run.steps)
+    swept = stages.run("sweep", _trials(learning, space or {}, count, run.seed), run, stop=stop)
+    spent["sweep"] = swept.lane_steps
     if swept.failure():
         return Tuned(recipe, found, swept, None, spent)
-    new = replace(run, seed=run.seed + 1)
-    final = ran(Stage("final", run.steps, 2 * seeds, 2 * seeds * run.steps), [swept.best(), recipe], new, seeds=seeds)
+    final = stages.run("final", Trials((swept.best(), recipe), {}), replace(run, seed=run.seed + 1), seeds=seeds)
+    spent["final"] = final.lane_steps
     return Tuned(recipe if final.failure() else final.best(), found, swept, final, spent)
+
+
+class _Stages(NamedTuple):
+    """What all stages share, so that what one has compiled for an optimizer serves the others: the plan, and places for
+    `trials` x `seeds` lanes."""
+
+    model: Any
+    train: Any
+    evaluate: Any
+    plan: LanePlan | None
+    trials: int
+    seeds: int
+    on_stage: Callable[[Stage], Callbacks]
+    checkpoint: str | Path | None
+    save_every: float
+
+    def planned(self, recipe: Recipe, run: Run, stop: Stop | None) -> "_Stages":
+        alike = [_alike(recipe)] * self.trials
+        data = {"train": self.train, "evaluate": self.evaluate}
+        return self._replace(plan=plan_lanes(self.model, alike, **data, run=run, seeds=self.seeds, stop=stop))
+
+    def run(
+        self, name: str, trials: Trials, run: Run, *, seeds: int = 1, stop: Stop | None = None, alike: Sequence[Recipe] | None = None
+    ) -> Swept:
+        """The trials, run as lanes of the shared programs. alike: the same recipes as those take them, by default under their schedules."""
+        lanes, kept = len(trials) * seeds, None if self.checkpoint is None else Path(self.checkpoint) / name
+        same = replace(trials, recipes=tuple(alike or map(_alike, trials.recipes)))
+        room: dict[str, int] = {"room": self.trials * self.seeds // seeds, "seed_room": self.seeds}
+        job = prepared(self.model, same, self.train, self.evaluate, run, seeds, self.plan, kept, self.save_every, stop=stop, **room)
+        cost = _cost(len(trials), stop, run.steps) * seeds
+        return replace(finished(job, self.on_stage(Stage(name, run.steps, lanes, cost))), trials=trials)
+
+
+def _alike(recipe: Recipe, rate: float = 0.0) -> Recipe:
+    """The recipe in the structure that runs under a constant rate share with those under its own schedule, which is for a rate of 0."""
+    return recipe._replace(schedule=bind(_constant_or_own, rate=rate, own=recipe.schedule))
+
+
+def _constant_or_own(step: ArrayLike, *, rate: Scalar, own: Scalar) -> jax.Array:
+    return jnp.where(jnp.asarray(rate) > 0, rate, own)
 
 
 def _families(recipe: Recipe, given: Sequence[Bound] | None) -> dict[str, Bound]:
@@ -139,15 +183,26 @@ def _families(recipe: Recipe, given: Sequence[Bound] | None) -> dict[str, Bound]
     return families
 
 
-def _findings(
-    model: Any, recipe: Recipe, families: dict[str, Bound], how: dict[str, Any], on_stage: Callable[[Stage], Callbacks]
-) -> dict[str, LRFinding]:
-    how |= {"low": LOW, "high": HIGH, "count": RATES, "seeds": 1}
-    steps, found = how["run"].steps, {}
-    for label, family in families.items():
-        stage = Stage(f"rates of {label}", steps, RATES, RATES * steps)
-        found[label] = find_lr(model, recipe._replace(optimizer=family), **how, on_chunk=on_stage(stage))
-    return found
+def _findings(stages: _Stages, recipe: Recipe, families: dict[str, Bound], run: Run) -> dict[str, LRFinding]:
+    """What `find_lr` finds for each optimizer, all of them in one sweep."""
+    rates, recipes = np.geomspace(LOW, HIGH, RATES), {label: recipe._replace(optimizer=family) for label, family in families.items()}
+    constant = [own._replace(schedule=bind(schedules.constant, value=rate)) for own in recipes.values() for rate in rates]
+    swept = stages.run("rates", Trials(tuple(constant), {}), run, alike=[_alike(own, rate) for own in recipes.values() for rate in rates])
+    return {label: judged(own, rates, _part(swept, i * RATES, RATES)) for i, (label, own) in enumerate(recipes.items())}
+
+
+def _part(swept: Swept, first: int, count: int) -> Swept:
+    """Some trials of a sweep under one seed, by themselves; the seconds are of all."""
+    mine = slice(first, first + count)
+    return replace(
+        swept,
+        trials=Trials(swept.trials.recipes[mine], {}),
+        history={name: values[mine] for name, values in swept.history.items()},
+        evaluations={name: values[mine] for name, values in swept.evaluations.items()},
+        diverged_at=swept.diverged_at[mine],
+        stopped_at=swept.stopped_at[mine],
+        places=swept.places[mine],
+    )
 
 
 def _stop(steps: int) -> Stop | None:

@@ -1,6 +1,8 @@
 """Tuning: its stages, its budget, that it is honest about the recipe it was given, and that it goes on where it was cut off."""
 
+import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -26,7 +28,7 @@ def tuned():
 
 def test_a_rate_that_crawls_is_found_and_beaten(tuned):
     found, stages = tuned
-    assert [stage.name for stage in stages] == ["rates of adam", "rates of momentum", "sweep", "final"]
+    assert [stage.name for stage in stages] == ["rates", "sweep", "final"]
     assert found.improved
     assert [row["which"] for row in found.table()] == ["tuned", "as given"]
     assert found.table()[0]["held_out_loss"] < 0.5 * found.table()[1]["held_out_loss"]
@@ -37,8 +39,23 @@ def test_a_rate_that_crawls_is_found_and_beaten(tuned):
 def test_the_stages_stay_within_the_budget_and_say_what_they_took(tuned):
     found, stages = tuned
     assert sum(found.lane_steps.values()) <= 40 * 20
-    assert found.lane_steps["sweep"] == stages[2].lane_steps == found.swept.lane_steps
+    assert found.lane_steps["sweep"] == stages[1].lane_steps == found.swept.lane_steps
     assert found.lane_steps["final"] == 6 * 40
+
+
+def test_all_stages_of_an_optimizer_run_one_program():
+    program = importlib.import_module("lossopt_jax.sweep.program")
+    compiled = program._compiled.cache_info().misses
+    smaller = {**DATA, "run": replace(RUN, batch_size=16)}  # so that nothing here has been compiled before
+    lo.tune(LINEAR, SLOW, **smaller, families=[SLOW.optimizer], lane_steps=40 * 15)
+    assert program._compiled.cache_info().misses == compiled + 1
+
+
+def test_a_lane_of_a_stage_is_the_recipe_by_itself(tuned):
+    final = tuned[0].final
+    alone = lo.fit(LINEAR, SLOW, **{**DATA, "run": replace(RUN, seed=2)})
+    assert final.trials.recipes[1] is SLOW
+    np.testing.assert_allclose(final.history["loss"][final.seeds + 1], alone.history["loss"], rtol=1e-6)
 
 
 def test_trials_lie_around_the_rate_of_their_own_optimizer(tuned):

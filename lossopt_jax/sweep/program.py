@@ -41,17 +41,25 @@ class Lanes(NamedTuple):
 
 
 def lanes_program(
-    model: Model, lanes: Sequence[Lane], data: Batch, held_out: Batch | None, run: Run, plan: LanePlan, room: int | None = None
+    model: Model,
+    lanes: Sequence[Lane],
+    data: Batch,
+    held_out: Batch | None,
+    run: Run,
+    plan: LanePlan,
+    room: int | None = None,
+    seed_room: int = 1,
 ) -> Program:
     """The program of some lanes, (recipe, seed index) each and all of one structure.
 
-    room: how many lanes it has places for, by default these; with the same room as another of its structure it is not compiled again.
+    room: how many lanes it has places for, by default these. seed_room: for at least how many seeds, of which each lane has one. With
+    the same as another of its structure it is not compiled again.
     """
     started = time.perf_counter()
-    compiled = compiled_for(model, lanes, data, held_out, run, plan, room or len(lanes)).result()
+    compiled = compiled_for(model, lanes, data, held_out, run, plan, room or len(lanes), seed_room).result()
     devices = compiled.mesh.size
     split, whole = NamedSharding(compiled.mesh, P("lanes")), NamedSharding(compiled.mesh, P())
-    data, held_out, keys, inputs = jax.device_put((data, held_out, _keys(lanes, run), _first(data.inputs)), whole)
+    data, held_out, keys, inputs = jax.device_put((data, held_out, _keys(lanes, run, seed_room), _first(data.inputs)), whole)
     numbers = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float32) for leaf in leaves]), *[recipe for recipe, _ in lanes])
     seeds = np.array([seed for _, seed in lanes], np.int32)
 
@@ -129,10 +137,10 @@ class Compiled(NamedTuple):
 
 
 def compiled_for(
-    model: Model, lanes: Sequence[Lane], data: Batch, held_out: Batch | None, run: Run, plan: LanePlan, room: int
+    model: Model, lanes: Sequence[Lane], data: Batch, held_out: Batch | None, run: Run, plan: LanePlan, room: int, seed_room: int = 1
 ) -> "Future[Compiled]":
     """The program for `room` lanes like these, compiled in the background, once for a structure, its shapes and a plan."""
-    shared = jax.eval_shape(lambda *tree: tree, data, held_out, _keys(lanes, run), _first(data.inputs))
+    shared = jax.eval_shape(lambda *tree: tree, data, held_out, _keys(lanes, run, seed_room), _first(data.inputs))
     recipe = jax.tree.map(lambda number: jax.ShapeDtypeStruct(np.shape(number), jnp.float32), lanes[0][0])
     shapes, structure = jax.tree.flatten((recipe, shared))
     x64 = jnp.zeros(()).dtype == jnp.float64
@@ -216,8 +224,8 @@ def _bytes(program: Any) -> int:
     return int(parts)
 
 
-def _keys(lanes: Sequence[Lane], run: Run) -> jax.Array:
-    return jnp.stack([jax.random.key(run.seed + s) for s in range(max(seed for _, seed in lanes) + 1)])
+def _keys(lanes: Sequence[Lane], run: Run, least: int) -> jax.Array:
+    return jnp.stack([jax.random.key(run.seed + s) for s in range(max(least, *(seed + 1 for _, seed in lanes)))])
 
 
 def _first(inputs: PyTree) -> PyTree:

@@ -110,6 +110,7 @@ class Job(NamedTuple):
     save_every: float
     planning_seconds: float
     stop: Stop | None = None
+    seed_room: int = 1
 
     def run_wave(self, i: int, on_chunk: Callbacks = ()) -> tuple[Point, float]:
         """Where the wave ends, and the seconds it waited for its program; what its folder holds of it is not run again."""
@@ -121,18 +122,19 @@ class Job(NamedTuple):
     def begin(self, i: int, on_chunk: Callbacks = ()) -> Running:
         """The wave at its first step, or where its folder has it."""
         lanes, wave = self._lanes(i), self.waves[i]
-        program = lanes_program(self.model, lanes, self.data, self.held_out, self.run, wave.plan, wave.room)
+        program = lanes_program(self.model, lanes, self.data, self.held_out, self.run, wave.plan, wave.room, self.seed_room)
         if i + 1 < len(self.waves):  # compiled while this one runs
             after = self.waves[i + 1]
-            compiled_for(self.model, self._lanes(i + 1), self.data, self.held_out, self.run, after.plan, after.room)
+            compiled_for(self.model, self._lanes(i + 1), self.data, self.held_out, self.run, after.plan, after.room, self.seed_room)
         folder = None if self.folder is None else self.folder / f"wave-{i:04d}"
         tellers = [_of_wave(i, tell) for tell in ((on_chunk,) if callable(on_chunk) else on_chunk)]
         return Running(program, *kept_start(program, (len(lanes),), tellers, folder=folder, save_every=self.save_every))
 
     def order(self, first: int, count: int) -> np.ndarray:
-        """The batch indices of some steps, [seeds, count, b]."""
+        """The batch indices of some steps, [seeds, count, b]; those of seeds that there is only room for are nobody's."""
         n, run = examples(self.data), self.run
-        return np.stack([batch_indices(n, run.batch_size, run.seed + s, first, count) for s in range(self.seeds)])
+        own = np.stack([batch_indices(n, run.batch_size, run.seed + s, first, count) for s in range(self.seeds)])
+        return np.pad(own, [(0, max(0, self.seed_room - self.seeds)), (0, 0), (0, 0)])
 
     def _lanes(self, i: int) -> list[Lane]:
         return [(self.trials.recipes[member], seed) for member in self.waves[i].members for seed in range(self.seeds)]
@@ -151,10 +153,12 @@ def prepared(
     parts: int = 1,
     stop: Stop | None = None,
     room: int = 0,
+    seed_room: int = 1,
 ) -> Job:
     """The waves of a sweep: at least `parts` where there are lanes enough, or those that the checkpoint's folder has written down.
 
-    room: for at least how many trials a program has places where they fit, so that a later sweep of so many does not compile again.
+    room, seed_room: for at least how many trials (where they fit) and seeds a program has places, so that a later sweep of so many does
+        not compile again.
     """
     if stop is not None:
         stop.steps(run.steps)  # a run that is too short for its rungs is an error before anything is compiled
@@ -179,7 +183,7 @@ def prepared(
         waves = [Wave(members, LanePlan(plan.devices, width), room) for members, width, room in kept]
     data, held_out = jax.device_put((data, held_out), NamedSharding(mesh_of(waves[0].plan), P()))  # once for all waves
     folder = None if checkpoint is None else Path(checkpoint)
-    return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0), stop)
+    return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0), stop, seed_room)
 
 
 def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan, parts: int, room: int) -> list[Wave]:
