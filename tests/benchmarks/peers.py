@@ -6,7 +6,8 @@ Workloads: mlp (digits, 64-64-64-10, batch 64, AdamW, 64 lanes x 500 steps), sma
 
 Every contender compiles and warms up in processes of its own, then waits; the rounds go through the contenders in turns and the best
 round of each counts. Each uses both cores: two processes of one thread each where one cannot. A `--torch` Python has torch and
-scikit-learn; optuna is needed for its two contenders. What is not installed is said and left out.
+scikit-learn; optuna is needed for its two contenders, ray[tune] for its own, whose actors start and compile within the time that counts,
+since they end with the study. What is not installed is said and left out.
 """
 
 import argparse
@@ -21,6 +22,7 @@ CONTENDERS = {  # name -> (processes, what it is)
     "vmap_scan": (1, "vmap of a scan over all lanes, by hand"),
     "optuna_scan": (2, "Optuna, random search, one compiled scan"),
     "optuna_fresh": (2, "Optuna, a Flax loop that compiles per trial"),
+    "ray_actors": (1, "Ray Tune, reuse_actors, a scan compiled in each"),
     "torch_loop": (2, "PyTorch, fused optimizer, one thread"),
     "torch_func": (2, "torch.func, stacked lanes, one thread"),
 }
