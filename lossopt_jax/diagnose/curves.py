@@ -144,17 +144,6 @@ def measure(lane: Lane) -> Measured:
     gained = max(start - end, 1e-9 * start)
     error = math.sqrt((last.var() + before.var()) / fifth)
     drop = float(before.mean() - last.mean())
-    promised = folds = leap = late = answered = doubt = heard = math.nan
-    if lane.grad_norm is not None and lane.update_norm is not None:
-        each = lane.update_norm * lane.grad_norm
-        promised, late = lane.every * float(each.sum()) / start, float(each[-fifth:].mean()) / max(float(last.mean()), 1e-6 * start)
-        share = each / np.maximum(loss, 1e-6 * start)
-        folds, leap = lane.every * float(share.sum()), float(share.max())
-        tenth, between = max(1, n // 10), max(0.9 * promised * start, tiny)
-        first, final = loss[:tenth], loss[-tenth:]
-        answered = float(first.mean() - final.mean()) / between
-        doubt = math.sqrt((first.var() + final.var()) / tenth) / between
-        heard = _heard(lane, each)
     return Measured(
         start=start,
         end=end,
@@ -163,14 +152,27 @@ def measure(lane: Lane) -> Measured:
         falling=drop / gained,
         sure=drop / max(error, tiny),
         fell=1 - float(loss[-quarter:].mean()) / max(float(loss[-2 * quarter : -quarter].mean()), tiny),
-        promised=promised,
-        folds=folds,
-        leap=leap,
-        share=late,
-        answered=answered,
-        error=doubt,
-        heard=heard,
+        **_promises(lane, loss, start),
     )
+
+
+def _promises(lane: Lane, loss: np.ndarray, start: float) -> dict[str, float]:
+    """What the updates promised and how much of it came; `loss` is from its lower bound."""
+    if lane.grad_norm is None or lane.update_norm is None:
+        return dict.fromkeys(("promised", "folds", "leap", "share", "answered", "error", "heard"), math.nan)
+    each, fifth, tenth = lane.update_norm * lane.grad_norm, len(loss) // 5, max(1, len(loss) // 10)
+    shares = each / np.maximum(loss, 1e-6 * start)
+    promised = lane.every * float(each.sum())
+    first, final, between = loss[:tenth], loss[-tenth:], max(0.9 * promised, np.finfo(float).tiny)
+    return {
+        "promised": promised / start,
+        "folds": lane.every * float(shares.sum()),
+        "leap": float(shares.max()),
+        "share": float(each[-fifth:].mean()) / max(float(loss[-fifth:].mean()), 1e-6 * start),
+        "answered": float(first.mean() - final.mean()) / between,
+        "error": math.sqrt((first.var() + final.var()) / tenth) / between,
+        "heard": _heard(lane, each),
+    }
 
 
 def _heard(lane: Lane, each: np.ndarray) -> float:
