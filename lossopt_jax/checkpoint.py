@@ -48,11 +48,20 @@ class Keeper:
     """A callback of the host loop that saves the run into a folder, at most every `seconds`; `save` does so at once.
 
     A save that fails (a full disk, a folder that went away) warns, once until one succeeds: hours of training are not given up for it.
-    unload: carry -> leaves. step, seconds: where the run goes on from.
+    unload: carry -> leaves. step, seconds: where the run goes on from. asked: has one of several processes answer for all; see
+        `hosts.from_first`.
     """
 
-    def __init__(self, folder: str | Path, unload: Callable[[Any], list[np.ndarray]], every: float, step: int = 0, seconds: float = 0.0):
-        self.folder, self.unload, self.every = Path(folder), unload, every
+    def __init__(
+        self,
+        folder: str | Path,
+        unload: Callable[[Any], list[np.ndarray]],
+        every: float,
+        step: int = 0,
+        seconds: float = 0.0,
+        asked: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
+    ):
+        self.folder, self.unload, self.every, self.asked = Path(folder), unload, every, asked
         self._saved, self._before, self._began = step, seconds, time.perf_counter()
         self._last = self._began
         self._metrics: list[dict[str, np.ndarray]] = []
@@ -65,16 +74,18 @@ class Keeper:
         if progress.evaluation is not None:
             self._evaluations.append({name: values[..., None] for name, values in progress.evaluation.items()})
         self._now = progress
-        if time.perf_counter() - self._last >= self.every:
+        if self.asked(lambda: time.perf_counter() - self._last >= self.every):
             self.save()
 
     def save(self) -> None:
         """Write what has been done since the last time."""
         if self._now is None:
             return
-        self._last = time.perf_counter()
+        self._last, step = time.perf_counter(), self._now.step
+        leaves = self.unload(self._now.carry)
         try:
-            self._write(self._now.step)
+            self.asked(lambda: self._write(step, leaves))
+            self._saved, self._metrics, self._evaluations, self._now = step, [], [], None
             self._failing = False
         except OSError as error:
             if not self._failing:
@@ -82,7 +93,7 @@ class Keeper:
                 warnings.warn(f"{reason}; the run goes on, saved up to step {self._saved}", NotSaved, stacklevel=2)
             self._failing = True
 
-    def _write(self, step: int) -> None:
+    def _write(self, step: int, leaves: list[np.ndarray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             "diverged_at": self._now.diverged_at,
@@ -94,7 +105,7 @@ class Keeper:
         record = self.folder / f"record-{self._saved:010d}-{step:010d}.npz"
         write_whole(record, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         try:
-            _write_state(self.folder / f"state-{step:010d}", self.unload(self._now.carry))
+            _write_state(self.folder / f"state-{step:010d}", leaves)
         except OSError:
             with suppress(OSError):
                 record.unlink()  # no state follows it
@@ -102,7 +113,6 @@ class Keeper:
         for path in self.folder.iterdir():
             if (found := STATE.fullmatch(path.name)) and int(found[1]) < step:
                 shutil.rmtree(path, ignore_errors=True)
-        self._saved, self._metrics, self._evaluations, self._now = step, [], [], None
 
 
 def restore(folder: str | Path, shapes: Sequence[Any]) -> Past | None:
@@ -171,7 +181,7 @@ def _write_state(path: Path, leaves: list[np.ndarray]) -> None:
     if shutil.disk_usage(path.parent).free < sum(leaf.nbytes for leaf in leaves) + SLACK:
         raise OSError(f"cannot write {path}: No space left on device")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer(ocp) as checkpointer:
             # orbax refuses arrays without elements; their shapes are known to who restores.
             checkpointer.save(path.resolve(), {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size})
     except (OSError, ValueError) as error:  # a full disk is a ValueError of tensorstore's
@@ -180,12 +190,23 @@ def _write_state(path: Path, leaves: list[np.ndarray]) -> None:
         raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
 
 
+def _checkpointer(ocp: Any) -> Any:
+    """Of this process alone: where there are several, orbax would wait for the others."""
+    import jax
+
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}")
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
 def _read_state(path: Path, shapes: Sequence[Any]) -> list[np.ndarray] | None:
     import orbax.checkpoint as ocp
 
     empty = {i: np.empty(s.shape, s.dtype) for i, s in enumerate(shapes)}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer(ocp) as checkpointer:
             saved = checkpointer.restore(path.resolve(), target={str(i): leaf for i, leaf in empty.items() if leaf.size})
     except (OSError, ValueError, KeyError):
         return None

@@ -280,25 +280,32 @@ class Point(NamedTuple):
 
 
 def kept_start(
-    program: Program, lanes: tuple[int, ...], on_chunk: Callbacks = (), *, folder: Path | None = None, save_every: float = 30.0
+    program: Program,
+    lanes: tuple[int, ...],
+    on_chunk: Callbacks = (),
+    *,
+    folder: Path | None = None,
+    save_every: float = 30.0,
+    asked: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
 ) -> tuple[Point, tuple[Callable[[Progress], None], ...], Callable[[], None]]:
     """Where `host_loop` begins, or goes on from what `folder` holds; its callbacks, of which one saves there; what saves the end.
 
-    lanes: () of one run, (lanes,) of a sweep.
+    lanes: () of one run, (lanes,) of a sweep. asked: as of `Keeper`.
     """
     none, carry = np.full(lanes, -1), program.begin()
     start = Point(0, carry, none, none, {}, {}, 0.0)
     tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
     if folder is None:
         return start, tellers, lambda: None
-    past = restore(folder, program.unload(carry))
+    shapes = program.unload(carry)
+    past = asked(lambda: restore(folder, shapes))
     if past is not None:
         carry = program.load(past.leaves, (past.diverged_at < 0) & (past.stopped_at < 0))
         start = Point(past.step, carry, past.diverged_at, past.stopped_at, past.history, past.evaluations, past.seconds)
         nothing_new = {name: values[..., :0] for name, values in past.history.items()}
         for tell in tellers:  # so that a progress bar begins where the run does
             tell(Progress(past.step, nothing_new, None, past.diverged_at, past.stopped_at, carry))
-    keeper = Keeper(folder, program.unload, save_every, start.step, start.seconds)
+    keeper = Keeper(folder, program.unload, save_every, start.step, start.seconds, asked)
     return start, (keeper, *tellers), keeper.save
 
 

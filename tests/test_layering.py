@@ -9,7 +9,7 @@ PACKAGE = Path(lossopt_jax.__file__).parent
 # Each room may import the rooms of the rows above it, and nothing else of the package.
 LAYERS = [
     {"_types"},
-    {"reduce"},
+    {"reduce", "hosts"},
     {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains"},
     {"combine", "plain", "step"},
     {"train"},

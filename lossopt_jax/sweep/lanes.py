@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from .._types import Batch, PyTree
+from ..hosts import from_first
 from ..models import Model
 from ..recipe import Recipe
 from ..step import check_recipe, init_state
@@ -80,8 +81,12 @@ def lanes_at_once(model: Model, recipe: Recipe, trials: int, seeds: int, data: B
 
 
 def free_bytes() -> float:
-    """Memory that is free on each device; on CPU its share of the machine's, or of the container's limit."""
-    device = jax.devices()[0]
+    """Memory that is free on each device; on CPU its share of the machine's, or of the container's limit. Of several hosts the first's."""
+    return from_first(_free_bytes)
+
+
+def _free_bytes() -> float:
+    device = jax.local_devices()[0]
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return float(stats.get("bytes_limit", 4e9) - stats.get("bytes_in_use", 0))
@@ -92,7 +97,7 @@ def free_bytes() -> float:
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free / len(jax.devices())
+    return free / jax.local_device_count()
 
 
 def _convolves(model: Model, inputs: PyTree) -> bool:

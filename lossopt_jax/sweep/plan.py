@@ -16,6 +16,7 @@ import numpy as np
 from .._types import Batch
 from ..checkpoint import write_whole
 from ..data import as_batch, batch_indices, examples, pieces
+from ..hosts import from_first
 from ..models import Model
 from ..recipe import Recipe
 from ..step import init_state
@@ -83,25 +84,25 @@ def planned(
     seconds: float | None = None,
 ) -> MeasuredPlan:
     """`plan_lanes` of data that is ready."""
-    began = time.perf_counter()
+    began = _process_0s_clock()
     recipes = [trials.recipes[i] for i in max(by_structure(trials.recipes), key=len)]
     group = Group(model, recipes, data, held_out, run, seeds, stop)
-    known = _remembered(group)
+    known = from_first(lambda: _remembered(group))
     if known is not None and seconds is None:
-        return MeasuredPlan(known[0], known[1], time.perf_counter() - began)
+        return MeasuredPlan(known[0], known[1], _process_0s_clock() - began)
     usual = default_plan(model, data.inputs, len(recipes) * seeds)
     while usual.width > 1 and group.places(usual._replace(width=usual.width // 2)) < EMPTY * group.places(usual):
         usual = usual._replace(width=usual.width // 2)
     while (first := group.rate(usual)) is None and usual.width > 1:
         usual = usual._replace(width=usual.width // 2)
     if first is None:
-        return MeasuredPlan(usual, "too large for the free memory by XLA's count", time.perf_counter() - began)
-    compiling, rates = time.perf_counter() - began, {usual: first}
+        return MeasuredPlan(usual, "too large for the free memory by XLA's count", _process_0s_clock() - began)
+    compiling, rates = _process_0s_clock() - began, {usual: first}
     if seconds is None:
         seconds = min(MOST_SECONDS, MOST_SHARE * first.seconds * group.places(usual) * len(trials) / len(recipes))
-    until = time.perf_counter() + seconds
+    until = _process_0s_clock() + seconds
     for plan in _others(usual, len(recipes) * seeds):
-        if time.perf_counter() + compiling > until:
+        if _process_0s_clock() + compiling > until:
             break
         if (rate := group.rate(plan)) is not None:
             rates[plan] = rate
@@ -110,8 +111,13 @@ def planned(
     best = best if times[best] < MARGIN * times[usual] else usual
     note = _note(best, rates)
     if len(rates) > 1:
-        _remember(group, best, note)
-    return MeasuredPlan(best, note, time.perf_counter() - began)
+        from_first(lambda: _remember(group, best, note))
+    return MeasuredPlan(best, note, _process_0s_clock() - began)
+
+
+def _process_0s_clock() -> float:
+    """Since what is measured decides, and all processes have to decide alike."""
+    return from_first(time.perf_counter)
 
 
 class Rate(NamedTuple):
@@ -159,7 +165,8 @@ class Group(NamedTuple):
         while len(times) < 3:
             began = time.perf_counter()
             now, _ = program.chunk(now, indices, count)  # its metrics are NumPy arrays: it is done
-            times.append(time.perf_counter() - began)
+            took = time.perf_counter() - began
+            times.append(from_first(lambda took=took: took))  # type: ignore[misc]
             if times[-1] < 0.02 and count < length:
                 count, times = min(4 * count, length), []
         return Rate(min(times) / (count * now.turns.sum() * plan.width), compiled.bytes / compiled.per_device)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .._types import Batch, PyTree
+from ..hosts import pull, put
 from ..models import Model
 from ..recipe import Recipe
 from ..step import TrainState, init_state
@@ -59,17 +60,16 @@ def lanes_program(
     compiled = compiled_for(model, lanes, data, held_out, run, plan, room or len(lanes), seed_room).result()
     devices = compiled.mesh.size
     split, whole = NamedSharding(compiled.mesh, P("lanes")), NamedSharding(compiled.mesh, P())
-    data, held_out, keys, inputs = jax.device_put((data, held_out, _keys(lanes, run, seed_room), _first(data.inputs)), whole)
+    data, held_out, keys, inputs = put((data, held_out, _keys(lanes, run, seed_room), _first(data.inputs)), whole)
     numbers = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float32) for leaf in leaves]), *[recipe for recipe, _ in lanes])
     seeds = np.array([seed for _, seed in lanes], np.int32)
 
     def laid_out(alive: np.ndarray) -> tuple[Recipe, jax.Array, np.ndarray, np.ndarray]:
         places, turns = _laid_out(alive, plan, compiled.per_device, devices)
-        recipes, own = jax.device_put(jax.tree.map(lambda leaf: leaf[np.maximum(places, 0)], (numbers, seeds)), split)
+        recipes, own = put(jax.tree.map(lambda leaf: leaf[np.maximum(places, 0)], (numbers, seeds)), split)
         return recipes, own, places, turns
 
-    def by_lane(now: Lanes, values: Any) -> np.ndarray:
-        values = np.asarray(values)
+    def by_lane(now: Lanes, values: np.ndarray) -> np.ndarray:
         here = (now.places >= 0) & _running(now.turns, plan.width, compiled.per_device)
         out = np.full((len(lanes), *values.shape[1:]), False if values.dtype == bool else np.nan, values.dtype)
         out[now.places[here]] = values[here]
@@ -77,31 +77,31 @@ def lanes_program(
 
     def begin() -> Lanes:
         recipes, own, places, turns = laid_out(np.ones(len(lanes), bool))
-        return Lanes(compiled.begin(jax.device_put(turns, split), recipes, own, keys, inputs), recipes, own, places, turns)
+        return Lanes(compiled.begin(put(turns, split), recipes, own, keys, inputs), recipes, own, places, turns)
 
     def chunk(now: Lanes, indices: np.ndarray, count: int) -> tuple[Lanes, dict[str, np.ndarray]]:
-        turns, order = jax.device_put(now.turns, split), jax.device_put(indices, whole)
+        turns, order = put(now.turns, split), put(indices, whole)
         carry, metrics = compiled.chunk(turns, now.recipes, now.seeds, now.carry, data, order, count)
-        return now._replace(carry=carry), {name: by_lane(now, values) for name, values in metrics.items()}
+        return now._replace(carry=carry), {name: by_lane(now, values) for name, values in pull(metrics).items()}
 
     def score(now: Lanes) -> dict[str, np.ndarray]:
         assert compiled.score is not None
-        scores = compiled.score(jax.device_put(now.turns, split), now.recipes, now.carry, held_out)
-        return {name: by_lane(now, values) for name, values in scores.items()}
+        scores = compiled.score(put(now.turns, split), now.recipes, now.carry, held_out)
+        return {name: by_lane(now, values) for name, values in pull(scores).items()}
 
     def load(states: list[np.ndarray], alive: np.ndarray) -> Lanes:
         recipes, own, places, turns = laid_out(alive)
-        leaves = jax.device_put([leaf[np.maximum(places, 0)] for leaf in states], split)
+        leaves = put([leaf[np.maximum(places, 0)] for leaf in states], split)
         state = typed(jax.tree.unflatten(jax.tree.structure(compiled.state), leaves))
-        return Lanes(Carry(state, jax.device_put(alive[places] & (places >= 0), split)), recipes, own, places, turns)
+        return Lanes(Carry(state, put(alive[places] & (places >= 0), split)), recipes, own, places, turns)
 
     def keep(now: Lanes, alive: np.ndarray) -> Lanes:
         if alive.any() and _laid_out(alive, plan, compiled.per_device, devices)[1].max() < now.turns.max():
             return load(unload(now), alive)
         marked = alive[now.places] & (now.places >= 0)
-        if (np.asarray(now.carry.alive) == marked).all():
+        if (pull(now.carry.alive) == marked).all():
             return now
-        return now._replace(carry=now.carry._replace(alive=jax.device_put(marked, split)))
+        return now._replace(carry=now.carry._replace(alive=put(marked, split)))
 
     compile_seconds = time.perf_counter() - started
     return Program(begin, chunk, score if compiled.score else None, keep, unload, load, compile_seconds)
@@ -110,7 +110,7 @@ def lanes_program(
 def unload(now: Lanes) -> list[np.ndarray]:
     """The state of every lane on the host, [lanes, ...] in order; random keys as their data."""
     order = order_of(now)
-    return [np.asarray(leaf)[order] for leaf in jax.tree.leaves(untyped(now.carry.state))]
+    return [pull(leaf)[order] for leaf in jax.tree.leaves(untyped(now.carry.state))]
 
 
 def order_of(now: Lanes) -> np.ndarray:
@@ -212,6 +212,8 @@ def _compiled(
 
 def mesh_of(plan: LanePlan) -> Mesh:
     """The devices that a program is compiled for."""
+    if jax.process_count() > 1:  # those that the plan leaves out stand by, or their processes could not take part
+        return Mesh(np.array(jax.devices()), ("lanes",))
     # With a single device XLA leaves out its partitioner, and other passes give other last bits: a second device stands by, idle.
     return Mesh(np.array(jax.devices()[: max(plan.devices, min(2, len(jax.devices())))]), ("lanes",))
 

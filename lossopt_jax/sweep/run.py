@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .._types import Batch
-from ..checkpoint import same_run
+from ..checkpoint import fingerprint, same_run
 from ..data import as_batch, batch_indices, examples, pieces
+from ..hosts import check_alike, from_first, here, put
 from ..models import Model
 from ..train import EVALUATION_BATCH, Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
 from .lanes import LanePlan, by_structure, checked_plan, lanes_at_once
@@ -44,6 +45,8 @@ def sweep(
     while the one before it runs. More lanes than fit into memory run in waves of the same program.
     train, evaluate, run, on_chunk, checkpoint, save_every: as in `fit`; a callback sees metrics [lanes, steps] of the wave that runs.
         A sweep may be gone on with on another number of devices.
+        Where `jax.distributed.initialize` has made one mesh of several processes, all call this alike, with the same arguments, lanes
+        lie on the devices of all, and each process gets the whole result; only process 0 needs to see the folder.
     seeds: every recipe runs under `run.seed` ... `run.seed + seeds - 1` (parameters, data order, dropout), recipe by recipe.
     plan: how lanes lie on devices; None chooses (see `plan_lanes`). On CPU call
     `jax.config.update("jax_num_cpu_devices", cores)` before anything else of JAX, and every core becomes a device.
@@ -80,7 +83,7 @@ def finished(job: "Job", on_chunk: Callbacks = ()) -> Swept:
         diverged_at=np.concatenate([end.diverged_at for end in ends])[back],
         stopped_at=np.concatenate([end.stopped_at for end in ends])[back],
         places=[places[i] for i in back],
-        states=[end.carry.carry.state for end in ends],
+        states=[here(end.carry.carry.state) for end in ends],
         plan=job.waves[0].plan,
         seconds=sum(end.seconds for end in ends),
         compile_seconds=compile_seconds,
@@ -128,7 +131,7 @@ class Job(NamedTuple):
             compiled_for(self.model, self._lanes(i + 1), self.data, self.held_out, self.run, after.plan, after.room, self.seed_room)
         folder = None if self.folder is None else self.folder / f"wave-{i:04d}"
         tellers = [_of_wave(i, tell) for tell in ((on_chunk,) if callable(on_chunk) else on_chunk)]
-        return Running(program, *kept_start(program, (len(lanes),), tellers, folder=folder, save_every=self.save_every))
+        return Running(program, *kept_start(program, (len(lanes),), tellers, folder=folder, save_every=self.save_every, asked=from_first))
 
     def order(self, first: int, count: int) -> np.ndarray:
         """The batch indices of some steps, [seeds, count, b]; those of seeds that there is only room for are nobody's."""
@@ -167,21 +170,24 @@ def prepared(
         raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
+    same = {
+        "trials": trials.recipes,
+        "train data": data,
+        "held-out data": held_out,
+        "run": asdict(run),
+        "seeds": seeds,
+        "stop": str(stop),
+    }
+    if jax.process_count() > 1:
+        check_alike({name: fingerprint(value) for name, value in same.items()} | {"plan": str(plan and plan[:2])})
     plan = planned(model, trials, data, held_out, run, seeds, stop) if plan is None else checked_plan(plan)
     waves = _waves(model, trials, data, seeds, plan, parts, room)
     if checkpoint is not None:
-        same = {
-            "trials": trials.recipes,
-            "train data": data,
-            "held-out data": held_out,
-            "run": asdict(run),
-            "seeds": seeds,
-            "stop": str(stop),
-        }
-        kept = same_run(checkpoint, same, waves=[[wave.members, wave.plan.width, wave.room] for wave in waves])["waves"]
+        mine = [[wave.members, wave.plan.width, wave.room] for wave in waves]
+        kept = from_first(lambda: same_run(checkpoint, same, waves=mine))["waves"]
         # A lane's last bits depend on the width, so a resumed sweep keeps it, and its waves; how many devices is today's.
         waves = [Wave(members, LanePlan(plan.devices, width), room) for members, width, room in kept]
-    data, held_out = jax.device_put((data, held_out), NamedSharding(mesh_of(waves[0].plan), P()))  # once for all waves
+    data, held_out = put((data, held_out), NamedSharding(mesh_of(waves[0].plan), P()))  # once for all waves
     folder = None if checkpoint is None else Path(checkpoint)
     return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0), stop, seed_room)
 

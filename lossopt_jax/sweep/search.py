@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from ..hosts import from_first
 from ..models import Model
 from ..recipe import Recipe
 from ..train import Callbacks, Progress, Run
@@ -53,7 +55,7 @@ def search(
     if rounds < 1 or count < rounds or count % rounds:
         raise ValueError(f"search: count must be a multiple of rounds, got count={count} and rounds={rounds}")
     optuna = _optuna()
-    store = None if storage is None else _opened(optuna, storage)
+    store = None if storage is None or jax.process_index() > 0 else _opened(optuna, storage)
     columns = columns_of(recipe, space)
     rows = rows_of(columns, count // rounds, seed)
     plan = plan or plan_lanes(model, trials_of(recipe, space, rows), train=train, evaluate=evaluate, run=run, seeds=seeds, stop=stop)
@@ -68,7 +70,8 @@ def search(
         for i in range(rounds):
             if study is not None:
                 asked = [study.ask() for _ in rows]
-                rows = [_suggested(trial, space) for trial in asked]
+                mine = [_suggested(trial, space) for trial in asked]
+                rows = from_first(lambda mine=mine: mine)  # type: ignore[misc]
             trials, folder = trials_of(recipe, space, rows), None if checkpoint is None else Path(checkpoint) / f"round-{i:04d}"
             # With room for a whole round in each structure's program, however many of its trials are asked for.
             job = prepared(model, trials, train, evaluate, run, seeds, plan, folder, save_every, stop=stop, room=len(rows))
