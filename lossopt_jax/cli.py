@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import platformdirs
 import typer
 
+from .watch import ended_at_once, together
+
 if TYPE_CHECKING:
     from .config import Experiment
     from .train import Run
@@ -38,6 +40,7 @@ SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="How often wha
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines, no live display.")]
 Join = Annotated[bool, typer.Option("--join", help="Share the sweep with all processes that are given the same --out and --join.")]
 Storage = Annotated[str | None, typer.Option(metavar="URL", help="Where Optuna's dashboard is to find the search.", show_default=False)]
+Coordinator = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Process 0 of a sweep over several hosts.", show_default=False)]
 Plan = Annotated[str | None, typer.Option(metavar="devices=N,width=N", help="How lanes lie on devices.", show_default=False)]
 
 
@@ -92,11 +95,17 @@ def sweep(
     join: Join = False,
     storage: Storage = None,
     audit: Annotated[int, typer.Option(metavar="K", help="Run K random lanes again, alone, and say how far they differ.", min=0)] = 0,
+    coordinator: Coordinator = None,
+    processes: Annotated[int | None, typer.Option(metavar="N", help="How many processes there are.", show_default=False)] = None,
+    process: Annotated[int | None, typer.Option(metavar="I", help="Which of them this is, from 0.", show_default=False)] = None,
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
-    with _one_line_errors(), _interruptible() as stop_if_interrupted:
+    with ended_at_once(), _one_line_errors(), _interruptible() as stop_if_interrupted, ExitStack() as stack:
         _prepare_jax()
+        if (coordinator, processes, process) != (None, None, None):
+            stack.enter_context(together(coordinator, processes, process))
         from . import config as configs
+        from .hosts import check_alike, from_first
         from .report import folder, progress, results
         from .sweep import audit as audited
         from .sweep import by_structure, checked_plan, plan_lanes, search, sweep, work
@@ -116,7 +125,10 @@ def sweep(
             raise configs.ConfigError("--join can neither search nor stop trials early: each process sees its own trials only")
         if storage is not None and asked is None:
             raise configs.ConfigError(f"--storage is for a search: sweep.sampler must be one of {', '.join(configs.SEARCHES)}")
-        place = _claimed(experiment, out, resume=resume, overwrite=overwrite, join=join)
+        if join and coordinator is not None:
+            raise configs.ConfigError("--join is for processes that run by themselves, --coordinator for those that run as one")
+        check_alike({"config": str(experiment.resolved), "--plan": str(layout)})
+        place = from_first(lambda: _claimed(experiment, out, resume=resume, overwrite=overwrite, join=join))
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         typer.echo(f"{experiment.name}: {count} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
         data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
@@ -145,8 +157,8 @@ def sweep(
                 swept = sweep(experiment.model, trials, **data) if join else swept
                 results.show_sweep(swept)
                 with _shown_if_not_written(place):
-                    results.write_sweep(place, experiment, swept)
-                folder.remove_state(place)
+                    from_first(lambda: results.write_sweep(place, experiment, swept))
+                from_first(lambda: folder.remove_state(place))
                 if audit:
                     given = {key: data[key] for key in ("train", "evaluate", "run")}
                     results.show_audit(audited(experiment.model, swept, **given, count=audit))

@@ -10,7 +10,7 @@ PACKAGE = Path(lossopt_jax.__file__).parent
 LAYERS = [
     {"_types"},
     {"reduce", "hosts"},
-    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains"},
+    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "watch"},
     {"combine", "plain", "step"},
     {"train"},
     {"sweep"},
