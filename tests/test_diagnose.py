@@ -107,6 +107,16 @@ def planted():
     yield "ends late", "schedule.warmup = 10", curve(learnt, 0.1 * (at + 1) / STEPS)
 
 
+def test_a_held_out_loss_that_falls_all_the_time_is_of_a_slow_run_and_one_that_does_not_of_a_sleeping_one():
+    """Batches blur the loss by a fifth; the updates promise 3 % of it, of which a twentieth comes, or nothing."""
+    rng = np.random.default_rng(0)
+    history = curve(1 + 0.2 * rng.normal(size=STEPS), 0.1, grad=1.0, update=1.5e-4)
+    falling, asleep = np.linspace(1.0, 0.9985, 10), 1 + 1e-4 * rng.normal(size=10)
+    for held_out, kind in ((falling, "too low"), (asleep, "stalled")):
+        given = Given({k: v[None] for k, v in history.items()}, {"loss": held_out[None]}, np.arange(20, 201, 20), np.array([-1]), None)
+        assert judged(given).verdicts[0][0].kind == kind
+
+
 @pytest.mark.parametrize(("kind", "advice", "history"), list(planted()))
 def test_planted_curves(kind, advice, history):
     recipe = lo.Recipe(

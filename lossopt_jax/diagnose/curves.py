@@ -54,6 +54,7 @@ class Measured(NamedTuple):
     folds: the same with each step's own loss below; leap: the most of one step; share: the mean of the last fifth's over its mean loss.
     NaN without the norms. answered: of what was promised between the first and the last tenth, how much came; error: its standard error;
     heard: the same of the held-out loss, which no batch blurs, between its first and last evaluation; NaN where that cannot be told.
+    steady: the share of evaluations at which the held-out loss was below the one before; NaN of fewer than six.
     """
 
     start: float
@@ -70,6 +71,7 @@ class Measured(NamedTuple):
     answered: float
     error: float
     heard: float
+    steady: float
 
 
 def given_of(what: Any) -> Given:
@@ -152,6 +154,7 @@ def measure(lane: Lane) -> Measured:
         falling=drop / gained,
         sure=drop / max(error, tiny),
         fell=1 - float(loss[-quarter:].mean()) / max(float(loss[-2 * quarter : -quarter].mean()), tiny),
+        steady=float(np.mean(np.diff(lane.held_out) < 0)) if len(lane.held_out) > 5 else math.nan,
         **_promises(lane, loss, start),
     )
 

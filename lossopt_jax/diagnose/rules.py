@@ -21,7 +21,7 @@ KINDS = {
     "right": "nothing wrong was measured",
 }
 LEAST = 10  # steps to judge by
-# Tuned on three tasks of tests/benchmarks/diagnose.py, and checked on three others.
+# Tuned on three tasks of tests/benchmarks/diagnose.py, and checked on nine others.
 ENOUGH = 4.0
 LITTLE = 0.15
 LEAP = 2.0
@@ -32,6 +32,7 @@ FLAT = 0.12
 VANISHED = 1e-4
 DIED = 0.01
 UNANSWERED = 0.1
+STEADY = 0.85
 TURNED = 0.15
 AMOUNTS = ("mse", "mae", "huber", "log_cosh")
 TAYLOR = "Taylor: to the first order a step lowers the loss by at most update norm x gradient norm"
@@ -100,6 +101,8 @@ def _stalled(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     if lane.grad_norm is None or not (m.leap < LEAP and m.gain < LITTLE) or _died(lane, m) or _ends_early(lane, m, path, peak):
         return None
     gradient = float(np.median(lane.grad_norm)) / m.start
+    if m.steady > STEADY:  # it learns, if slowly: small batches make gradients of noise, which promise what cannot come
+        return None
     if gradient < VANISHED:
         measured = f"the gradient norm is {gradient:.1e} of the loss (threshold: {VANISHED:.0e}), {m.gain:.1%} was learnt"
     elif m.answered + 2 * m.error < UNANSWERED:

@@ -4,7 +4,7 @@ Runs are planted on real tasks, each so that what is wrong with it is known befo
 far from it, schedules that end too early, too late or never leave their warm-up, rates that are brought down after a noisy plateau, few
 examples learnt by heart, networks whose units are dead or saturated at the start, labels fitted as numbers. Thresholds were tuned on the
 runs of three tasks (TUNED). Of three others (SEEN) the faults were known when the rules were last changed. What counts is the share of
-right verdicts on the tasks of diagnose_tasks.py, with other data, networks and optimizers, that were run once the rules stood.
+right verdicts on the tasks of diagnose_tasks.py, with other data, networks and optimizers, that were first run when the rules stood.
 """
 
 import pickle
