@@ -62,10 +62,12 @@ def loss_total(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree,
     weights [b, *spatial] are a mask: where they are 0 its integer labels become its `ignore_index`, and the image counts by the
     largest. A loss over the whole batch at once (`batch_dice`: its `weigh` is a scalar) takes [b] as such a mask too.
     """
-    label = bound_values(loss).get("ignore_index")
+    label, padding = bound_values(loss).get("ignore_index"), getattr(_unbound(loss), "padding", None)
     if weights is not None:
         weights = to_float32(weights)
-        fill = 0 if label is None else label  # where the loss has a label for it, no class is named
+        fill = next((name for name in (label, padding) if name is not None), 1)  # 1 is a class, a count and a yes or no of any kind
+        if targets is None and padding is not None:
+            targets = jnp.full(weights.shape, 1 - padding)
         each = getattr(outputs, "map_examples", lambda fn: jax.tree.map(fn, outputs))  # a `losses.Head` also holds what all examples share
         outputs = each(functools.partial(masked, weights=weights))
         targets = jax.tree.map(functools.partial(masked, weights=weights, label=fill), targets)
@@ -109,6 +111,8 @@ def masked(x: jax.Array, weights: jax.Array, label: int = 0) -> jax.Array:
     if keep.shape not in (x.shape, x.shape[:-1]):
         keep = keep.any(tuple(range(1, keep.ndim)))
     fill = label if jnp.issubdtype(x.dtype, jnp.integer) else 0
+    if fill and not jnp.iinfo(x.dtype).min <= fill <= jnp.iinfo(x.dtype).max:
+        x = x.astype(jnp.int32)  # uint8 has no -100
     return jnp.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, jnp.asarray(fill, x.dtype))
 
 

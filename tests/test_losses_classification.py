@@ -545,3 +545,48 @@ def test_invariances_and_convexity(rows, order, label, shift):
             flat = np.zeros_like(z)
             chord = (value + loss(flat, labels, {})[0]) / 2
             assert (np.asarray(loss(z / 2, labels, {})[0]) <= np.asarray(chord) * (1 + 1e-5) + 1e-6).all(), name
+
+
+def test_known_integer_targets_may_be_closed_over():
+    y = jnp.array([0, 1, 1])
+    np.testing.assert_array_equal(
+        jax.jit(lambda x: losses.binary_cross_entropy(x, y))(jnp.ones(3)), losses.binary_cross_entropy(jnp.ones(3), y)
+    )
+    with pytest.raises(ValueError, match="hinge: targets must be -1 or 1, got 0"):
+        jax.jit(lambda x: losses.hinge(x, y))(jnp.ones(3))
+
+
+@pytest.mark.parametrize("apart", [1.0, 0.1, 1e-2])
+def test_divergences_of_what_nearly_agrees(apart):
+    # By the formulas in float64. Their terms cancel, by 1 / apart^2: as they are written, float32 had 1e-4 at 0.1 and -9e-7 for 2e-7.
+    rng = np.random.default_rng(0)
+    teacher = (3 * rng.normal(size=(5, 50))).astype(np.float32)
+    student = (teacher + apart * rng.normal(size=teacher.shape)).astype(np.float32)
+    log_q, log_p = (z - np.log(np.exp(z).sum(-1, keepdims=True)) for z in (teacher.astype(np.float64), student.astype(np.float64)))
+    p, q = np.exp(log_p), np.exp(log_q)
+    log_m = np.log((p + q) / 2)
+    expected = {
+        losses.distillation: ((q * (log_q - log_p)).sum(-1), p - q),
+        losses.js_divergence: ((p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2, None),
+        losses.kl_divergence: ((q * (log_q - log_p)).sum(-1), p - q),
+    }
+    for loss, (value, slope) in expected.items():
+        targets, numbers = (teacher, {"temperature": 1.0}) if loss is losses.distillation else (q.astype(np.float32), {})
+        found, grad = loss(student, targets, **numbers), jax.grad(lambda z: loss(z, targets, **numbers).sum())(jnp.asarray(student))  # noqa: B023
+        assert (found > 0).all()
+        rounding = (1e-7 if loss is losses.distillation else 2e-7) / apart  # eps / d of a term; of targets q itself is rounded too
+        np.testing.assert_allclose(found, value, rtol=1e-6 + rounding)
+        if slope is not None:
+            np.testing.assert_allclose(grad, slope, atol=(2e-6 + 5e-7 / apart) * np.abs(slope).max())
+
+
+def test_divergences_of_one_hots_and_impossible_classes():
+    z, q = jnp.array([[30.0, 0.0], [0.0, -jnp.inf], [1e4, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(
+        losses.js_divergence(z, q), [np.exp(-30) * np.log(2) / 2, 0, np.log(2)], rtol=1e-6
+    )  # the first term in e^-30
+    np.testing.assert_allclose(losses.kl_divergence(z, q), [np.log1p(np.exp(-30)), 0, 1e4], rtol=1e-6)
+    np.testing.assert_allclose(losses.kl_divergence(z[1:2], q[2:]), np.inf)
+    np.testing.assert_allclose(losses.kl_divergence(jnp.zeros((1, 2)), jnp.array([[2.0, 0.0]])), 2 * np.log(4), rtol=1e-6)
+    for loss in (losses.js_divergence, losses.kl_divergence):
+        assert np.isfinite(jax.grad(lambda z: loss(z, q).sum())(z)).all()  # noqa: B023

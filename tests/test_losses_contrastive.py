@@ -496,3 +496,23 @@ def test_shapes_are_checked():
         losses.lambdarank(SCORES, RELEVANCE[:, :5])
     with pytest.raises(ValueError, match=r"\(6,\).*\(6, 1\)"):
         losses.margin_ranking((A[:, 0], B[:, 0]), SIGNS[:, None])
+
+
+def test_norms_at_zero_parts_and_infinite_degree():
+    # |a|^2 / 2 has the identity for a second derivative, also where a part of a is 0.
+    half_square = lambda a: losses.contrastive((a[None], jnp.zeros((1, 2))), jnp.array([1])).sum()  # noqa: E731
+    np.testing.assert_allclose(jax.hessian(half_square)(jnp.array([3.0, 0.0])), np.eye(2), atol=1e-6)
+    far = (jnp.array([[1.0, -2.0]]), jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    value, slope = jax.value_and_grad(
+        lambda a: losses.triplet((a, *far[1:]), degree=jnp.inf).sum() + losses.triplet((far[1], a, far[1]), degree=jnp.inf).sum()
+    )(far[0])
+    np.testing.assert_allclose(value, 1.0 + 3.0)
+    np.testing.assert_allclose(slope, [[0.0, -1.0]])
+
+
+def test_a_batch_of_nothing():
+    z, y = jnp.zeros((0, 4)), jnp.zeros(0, int)
+    for loss in (losses.triplet_batch_hard, losses.triplet_semi_hard, losses.supervised_contrastive):
+        assert loss(z, y).shape == (0,)
+    for loss in (losses.info_nce, losses.ntxent, losses.clip, losses.siglip):
+        assert loss((z, z)).shape == (0,)

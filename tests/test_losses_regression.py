@@ -286,3 +286,11 @@ def test_convex_nonnegative_symmetric(pairs, share, target):
         np.testing.assert_array_equal(loss(t, t), np.full_like(t, 1e-3 if name == "charbonnier" else 0))
     for name in ("mse", "mae", "huber", "log_cosh", "wing", "adaptive_robust"):
         np.testing.assert_array_equal(getattr(losses, name)(a, t), getattr(losses, name)(-a, -t))
+
+
+def test_msle_of_far_and_near_predictions():
+    outputs, targets = np.float32([0.0, -0.5, 10.0, 3.0001, 1e6]), np.float32([1e6, 1e5, 1e6, 3.0, 0.0])
+    root = np.log1p(outputs.astype(np.float64)) - np.log1p(targets.astype(np.float64))
+    np.testing.assert_allclose(losses.msle(outputs, targets), root**2, rtol=2e-6)
+    slope = jax.grad(lambda x: losses.msle(x, targets).sum())(jnp.asarray(outputs))
+    np.testing.assert_allclose(slope, 2 * root / (1 + outputs.astype(np.float64)), rtol=2e-6)

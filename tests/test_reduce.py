@@ -278,3 +278,20 @@ def test_pixels_of_an_image_with_as_many_classes():
     total = jax.jit(functools.partial(loss_total, losses.dice))
     pair, expected = total(z, y, ~void), total(z, np.where(void, -100, y))
     np.testing.assert_allclose(jnp.array(pair), jnp.array(expected), rtol=1e-6)
+
+
+def test_masks_of_labels_that_have_no_room_for_the_mark():
+    weights, logits = jnp.array([1.0, 1.0, 0.0]), np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    for loss in (losses.cross_entropy, losses.z_loss):
+        expected = loss(logits[:2], np.array([0, 1])).mean()
+        found = mean(loss_total(loss, logits, jnp.array([0, 1, 2], jnp.uint8), weights))  # uint8 has no -100
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(mean(loss_total(losses.hinge, jnp.ones(3), jnp.array([1, -1, 1]), weights)), 1.0)  # 0 would be no side
+
+
+@pytest.mark.parametrize("loss", [losses.ntxent, losses.info_nce, losses.clip, losses.siglip], ids=lambda loss: loss.__name__)
+def test_a_pair_of_weight_0_is_no_candidate(loss):
+    first, second = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    expected = mean(loss_total(loss, (first[:3], second[:3]), None))
+    first[3] = np.nan
+    np.testing.assert_allclose(mean(loss_total(loss, (first, second), None, jnp.array([1.0, 1.0, 1.0, 0.0]))), expected, rtol=1e-6)

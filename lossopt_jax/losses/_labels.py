@@ -125,11 +125,16 @@ def weigh_classes(targets: Any, *, class_weights: Vector | None = None, ignore_i
     return jnp.where(labels == ignore_index, 0, ones)
 
 
-def weighed_by(weigh: Callable[..., jax.Array]) -> Callable[[F], F]:
-    """Give a loss its `weigh(targets, **numbers) -> [*b]`: the denominator that the mean of its values is to use."""
+def weighed_by(weigh: Callable[..., jax.Array], *, padding: int | None = None) -> Callable[[F], F]:
+    """Give a loss its `weigh(targets, **numbers) -> [*b]`: the denominator that the mean of its values is to use.
+
+    padding: the target by which it knows an example that is not there, of a loss that looks at all examples together.
+    """
 
     def attach(loss: F) -> F:
         loss.weigh = weigh  # type: ignore[attr-defined]
+        if padding is not None:
+            loss.padding = padding  # type: ignore[attr-defined]
         return loss
 
     return attach
@@ -147,10 +152,19 @@ def binary_targets(targets: Any, *, loss: str, low: int = 0) -> jax.Array:
         return jnp.where(targets, 1.0, float(low))
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         return to_float32(targets)
+    check_among(targets, (low, 1), loss)
     known = (targets == low) | (targets == 1) if low >= 0 or jnp.issubdtype(targets.dtype, jnp.signedinteger) else targets == 1
-    if not isinstance(targets, jax.core.Tracer) and not (ok := np.asarray(known)).all():
-        raise ValueError(f"{loss}: targets must be {low} or 1, got {np.asarray(targets)[~ok].flat[0]}")
     return jnp.where(known, targets.astype(jnp.float32), jnp.nan)
+
+
+def check_among(targets: jax.Array, valid: tuple[int, ...], loss: str) -> None:
+    """ValueError for a target that is known, inside a trace too, and none of `valid`."""
+    if isinstance(targets, jax.core.Tracer):
+        return
+    wrong = ~np.isin(np.asarray(targets), valid)
+    if wrong.any():
+        either = " or ".join((", ".join(map(str, valid[:-1])), str(valid[-1])))
+        raise ValueError(f"{loss}: targets must be {either}, got {np.asarray(targets)[wrong].flat[0]}")
 
 
 def last_axis(vector: Any, like: jax.Array, *, what: str = "a vector of class numbers") -> jax.Array:

@@ -5,12 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from .._types import Scalar, to_float32
 
 
+@jax.custom_jvp
 def norm(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
-    """(sum |x|^degree)^(1 / degree) over the last axis, [*b, d] -> [*b]; degree > 0, may be traced; the gradient at 0 is 0."""
+    """(sum |x|^degree)^(1 / degree) over the last axis, [*b, d] -> [*b]; degree > 0, may be traced or infinite; the gradient at 0 is 0."""
     size = jnp.abs(x)
     # Measured from the largest, a constant since the norm is homogeneous: no overflow, and powers of ordinary numbers.
     largest = lax.stop_gradient(size.max(-1, keepdims=True, initial=0))
@@ -18,6 +20,27 @@ def norm(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
     powers = jnp.where(unit == 0, 0, jnp.where(unit == 0, 1, unit) ** degree)
     total = powers.sum(-1)
     return largest[..., 0] * jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / jnp.asarray(degree, x.dtype)))
+
+
+def _norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x, degree), (dx, ddegree) = primals, tangents
+    length = norm(x, degree)
+    unit = x / jnp.where(length == 0, 1, length)[..., None]
+    zero = unit == 0
+    size, tangent = jnp.where(zero, 1, jnp.abs(unit)), jnp.zeros_like(length)
+    powers = jnp.where(zero, 0, size**degree)
+    total = powers.sum(-1)  # 1, but for its rounding and where the degree is infinite
+    total = jnp.where(total == 0, 1, total)
+    if not isinstance(dx, SymbolicZero):
+        # The slope x |x|^(degree - 2): at 0 it is 0, and so is its own, unless the degree is 2.
+        slope = unit * jnp.where(zero, degree == 2, size ** (degree - 2))
+        tangent += (slope * dx).sum(-1) / total
+    if not isinstance(ddegree, SymbolicZero):
+        tangent += length / (degree * total) * (powers * jnp.log(size)).sum(-1) * ddegree
+    return length, tangent
+
+
+norm.defjvp(_norm_jvp, symbolic_zeros=True)
 
 
 def unit_vectors(x: jax.Array) -> jax.Array:

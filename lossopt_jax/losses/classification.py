@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, Vector, check_same_shape, to_float32
+from ._divergences import js_terms, kl_of
 from ._labels import (
     binary_targets,
     class_targets,
@@ -20,8 +21,6 @@ from ._stable import (
     binary_nll,
     lead,
     log_mix,
-    log_or,
-    nll_of_all,
     pick,
     sigmoid_pair,
     smooth_label_nll,
@@ -219,8 +218,7 @@ def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Array([0.6931], dtype=float32)
     """
     z, q = _distributions(logits, targets, "kl_divergence")
-    # Not `log_or`: 0 log 0 is 0 for any finite logarithm, and without a choice XLA sums it in a loop that it can vectorise.
-    return soft_nll(z, q) + (q * jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny))).sum(-1)
+    return kl_of(z, q)
 
 
 def js_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -233,10 +231,7 @@ def js_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Array([0.6931], dtype=float32)
     """
     z, q = _distributions(logits, targets, "js_divergence")
-    minus_log_p = nll_of_all(z)
-    p = jnp.exp(-minus_log_p)
-    log_m = log_or((p + q) / 2, 0)
-    return (times(p, -minus_log_p - log_m) + q * (log_or(q, 0) - log_m)).sum(-1) / 2
+    return js_terms(*softmax_pair(z), q).sum(-1)
 
 
 def multilabel_soft_margin(logits: jax.Array, targets: jax.Array, *, class_weights: Vector | None = None) -> jax.Array:

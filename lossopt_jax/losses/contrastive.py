@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, check_same_shape, to_float32
-from ._labels import class_targets, is_labels, weigh_classes, weighed_by
+from ._labels import check_among, class_targets, is_labels, weigh_classes, weighed_by
 from ._stable import hot, label_nll, softplus_pair
 from ._vectors import all_cosines, largest, norm, unit_vectors, vectors
 
@@ -63,7 +63,7 @@ def weigh_pairs(targets: Any) -> jax.Array | None:
     return None if targets is None else (jnp.asarray(targets) != 0).astype(jnp.float32)
 
 
-@weighed_by(weigh_pairs)  # type: ignore[arg-type]
+@weighed_by(weigh_pairs, padding=0)  # type: ignore[arg-type]
 def info_nce(outputs: tuple[jax.Array, jax.Array], targets: jax.Array | None = None, *, temperature: Scalar = 0.07) -> jax.Array:
     """-log softmax over the batch's keys of cos(query, key) / temperature, at the query's own key.
 
@@ -78,7 +78,7 @@ def info_nce(outputs: tuple[jax.Array, jax.Array], targets: jax.Array | None = N
     return _own_nll(all_cosines(queries, keys) / temperature, real)
 
 
-@weighed_by(weigh_pairs)  # type: ignore[arg-type]
+@weighed_by(weigh_pairs, padding=0)  # type: ignore[arg-type]
 def ntxent(outputs: tuple[jax.Array, jax.Array], targets: jax.Array | None = None, *, temperature: Scalar = 0.5) -> jax.Array:
     """InfoNCE of two views against all other 2 b - 1 views of the batch, the mean of both directions.
 
@@ -98,7 +98,7 @@ def ntxent(outputs: tuple[jax.Array, jax.Array], targets: jax.Array | None = Non
     return jnp.where(real, (nll[:b] + nll[b:]) / 2, 0)
 
 
-@weighed_by(weigh_pairs)  # type: ignore[arg-type]
+@weighed_by(weigh_pairs, padding=0)  # type: ignore[arg-type]
 def clip(outputs: tuple[jax.Array, ...], targets: jax.Array | None = None, *, temperature: Scalar = 0.07) -> jax.Array:
     """Mean of InfoNCE from images to texts and from texts to images.
 
@@ -114,7 +114,7 @@ def clip(outputs: tuple[jax.Array, ...], targets: jax.Array | None = None, *, te
     return (_own_nll(logits, real) + _own_nll(logits.T, real)) / 2
 
 
-@weighed_by(weigh_pairs)  # type: ignore[arg-type]
+@weighed_by(weigh_pairs, padding=0)  # type: ignore[arg-type]
 def siglip(
     outputs: tuple[jax.Array, ...], targets: jax.Array | None = None, *, temperature: Scalar = 0.1, bias: Scalar = -10.0
 ) -> jax.Array:
@@ -190,8 +190,8 @@ def _labelled_pairs(targets: jax.Array, x: jax.Array, y: jax.Array, *, loss: str
     if targets.dtype == jnp.bool_:
         return targets, x, y
     known = (targets == 1) | (targets == 0) | (targets == -1)
-    if is_labels(targets) and not isinstance(targets, jax.core.Tracer) and not known.all():
-        raise ValueError(f"{loss}: targets must be 1, 0 or -1, got {targets[~known].ravel()[0]}")
+    if is_labels(targets):
+        check_among(targets, (1, 0, -1), loss)
     # On the embeddings, not on the values: relu's slope of 0 would hide it from the gradient.
     factor = jnp.where(known, 1, jnp.nan).astype(x.dtype)[..., None]
     return targets == 1, x * factor, y * factor
@@ -223,6 +223,8 @@ def _own_nll(logits: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def _nll_among(logits: jax.Array, own: jax.Array, allowed: jax.Array) -> jax.Array:
+    if not own.size:
+        return jnp.zeros(0, logits.dtype)
     # The own column stays in even for a row that is padding: a row of -inf alone would be NaN.
     own_column = own[:, None] == jnp.arange(logits.shape[1])[None, :]
     return label_nll(jnp.where(allowed | own_column, logits, -jnp.inf), own)

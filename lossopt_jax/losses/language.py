@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .._types import Scalar, check_same_shape, to_float32
 from ._alignments import log_alignments
+from ._divergences import relative_entropy
 from ._labels import class_targets, label_targets, weigh_classes, weighed_by
-from ._stable import binary_nll, excess, label_nll, nll_of_all, peak_of, soft_nll, times
+from ._stable import binary_nll, excess, label_nll, nll_of_all, peak_of, times
 
 __all__ = ["ctc", "distillation", "dpo", "ipo", "z_loss"]
 
@@ -83,9 +85,17 @@ def distillation(logits: jax.Array, targets: jax.Array, *, temperature: Scalar =
     student, teacher = to_float32(logits), to_float32(targets)
     if student.ndim == 0 or not jnp.issubdtype(jnp.asarray(targets).dtype, jnp.floating):
         raise ValueError(f"distillation: targets must be the teacher's logits [*b, c], got {student.shape} of {jnp.asarray(targets).dtype}")
-    minus_log_q = nll_of_all(teacher / temperature)
+    minus_log_q, minus_log_p = nll_of_all(teacher / temperature), nll_of_all(student / temperature)
     q = jnp.exp(-minus_log_q)
-    return jnp.square(jnp.asarray(temperature, q.dtype)) * (soft_nll(student / temperature, q) - times(q, minus_log_q).sum(-1))
+    minus_log_q = jnp.minimum(minus_log_q, jnp.finfo(q.dtype).max)
+    # log q - log p from the difference of the logits, of which little is left where the two nearly agree, and not of the logarithms
+    apart = (teacher - student) / temperature
+    apart -= lax.stop_gradient(times(q, apart).sum(-1, keepdims=True))
+    near = (jnp.abs(apart) < 20).all(-1, keepdims=True)
+    apart = jnp.where(near, apart, 0)
+    shift = jnp.log1p((q * jnp.expm1(-apart)).sum(-1, keepdims=True))
+    ratio = jnp.where(near, apart + shift, minus_log_p - minus_log_q)
+    return jnp.square(jnp.asarray(temperature, q.dtype)) * relative_entropy(q, jnp.exp(-minus_log_p), minus_log_p, ratio)
 
 
 def dpo(

@@ -100,6 +100,8 @@ def supervised_contrastive(outputs: jax.Array, targets: jax.Array, *, temperatur
     Array([0.127, 0.127, 0.   ], dtype=float32)
     """
     x, labels = _embeddings(outputs, targets, ignore_index, loss="supervised_contrastive")
+    if not labels.size:
+        return jnp.zeros(0, x.dtype)
     same, other = _pairs(labels, ignore_index)
     logits = all_cosines(x, x) / temperature
     among = same | other
@@ -120,6 +122,8 @@ class HardTriplets(NamedTuple):
 def mine_batch_hard(distances: jax.Array, labels: jax.Array, *, ignore_index: int = -100) -> HardTriplets:
     """The farthest positive and the nearest negative of each anchor: distances [b, b], labels [b]."""
     same, other = _pairs(labels, ignore_index)
+    if not labels.size:
+        return HardTriplets(labels, labels, labels == 0)
     distances = lax.stop_gradient(distances)
     positives = jnp.where(same, distances, -jnp.inf).argmax(-1)
     negatives = jnp.where(other, distances, jnp.inf).argmin(-1)

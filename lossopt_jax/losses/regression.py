@@ -132,14 +132,18 @@ def mape(outputs: jax.Array, targets: jax.Array, *, epsilon: Scalar = 1e-7) -> j
 
 
 def msle(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error of logarithms, (log(1 + y_hat) - log(1 + y))^2 = log1p(e / (1 + y))^2, where nothing cancels.
+    """Squared error of logarithms, (log(1 + y_hat) - log(1 + y))^2, for near ones as log1p(e / (1 + y))^2, where nothing cancels.
 
     outputs, targets: [*b], above -1 (else NaN; Keras clips at 0, which stops the gradient) -> [*b].
 
     >>> msle(jnp.array([0.0, 3.0]), jnp.array([0.0, 3.0]))
     Array([0., 0.], dtype=float32)
     """
-    return jnp.square(jnp.log1p(_error(outputs, targets, "msle") / (1 + to_float32(targets))))
+    base = 1 + to_float32(targets)
+    ratio = _error(outputs, targets, "msle") / jnp.where(base > 0, base, jnp.nan)
+    far = ratio < -0.5
+    apart = jnp.log1p(to_float32(outputs)) - jnp.log1p(to_float32(targets))
+    return jnp.square(jnp.where(far, apart, jnp.log1p(jnp.where(far, 0, ratio))))
 
 
 def charbonnier(outputs: jax.Array, targets: jax.Array, *, epsilon: Scalar = 1e-3) -> jax.Array:
