@@ -90,6 +90,7 @@ def ended_at_once() -> Iterator[None]:
         yield
     except SystemExit as end:
         if end.code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+            time.sleep(GRACE / 2)
             _end(int(end.code))
         raise
 
@@ -158,7 +159,8 @@ class Watch:
             if self.leaving:
                 return
             self._say(DIED + other.to_bytes(4, "little"))
-            time.sleep(GRACE)
+            if other > 0:  # but without process 0 JAX aborts at once, so it is the last to go
+                time.sleep(GRACE if self.own > 0 else 2 * GRACE)
             how = f"has not been heard of for {SILENCE:.0f} s" if isinstance(error, TimeoutError) else "has ended before the sweep was done"
             chief = ", the coordinator," if other == 0 else ""
             _end(1, f"process {self.own} of {self.many} ends: process {other}{chief} {how}; {GO_ON}")
