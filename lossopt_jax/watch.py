@@ -90,13 +90,17 @@ def ended_at_once() -> Iterator[None]:
         yield
     except SystemExit as end:
         if end.code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
-            time.sleep(GRACE / 2)
+            if Watch.here is not None:
+                Watch.here.leaving = True
+                time.sleep(1.5 * GRACE * (Watch.here.own == 0))
             _end(int(end.code))
         raise
 
 
 class Watch:
     """The line of this process to process 0, or of process 0 to all others."""
+
+    here: "Watch | None" = None
 
     def __init__(self, host: str | None):
         import jax
@@ -128,6 +132,7 @@ class Watch:
                 if said[:16] == word:
                     self.lines[int.from_bytes(said[16:], "little")] = line
             server.close()
+        Watch.here = self
         for other, line in self.lines.items():
             line.settimeout(SILENCE)
             threading.Thread(target=self._listen, args=(other, line), daemon=True).start()
@@ -161,6 +166,8 @@ class Watch:
             self._say(DIED + other.to_bytes(4, "little"))
             if other > 0:  # but without process 0 JAX aborts at once, so it is the last to go
                 time.sleep(GRACE if self.own > 0 else 2 * GRACE)
+            if self.leaving:
+                return
             how = f"has not been heard of for {SILENCE:.0f} s" if isinstance(error, TimeoutError) else "has ended before the sweep was done"
             chief = ", the coordinator," if other == 0 else ""
             _end(1, f"process {self.own} of {self.many} ends: process {other}{chief} {how}; {GO_ON}")
