@@ -47,6 +47,7 @@ from .sweep import int_uniform as int_uniform
 from .sweep import log_uniform as log_uniform
 from .sweep import normal as normal
 from .sweep import plan_lanes as plan_lanes
+from .sweep import population as population
 from .sweep import sample as sample
 from .sweep import samplers as samplers
 from .sweep import search as search

@@ -140,7 +140,8 @@ def sweep(
         if asked is not None:
             typer.echo(f"searched in {rounds} rounds of {len(trials)}: a Sobol sequence, then what {asked.sampler} suggests")
         if stop is not None:
-            typer.echo(f"{'each round ' if asked else ''}stopped early by {stop.told(len(trials), run.steps)}")
+            by = "trained as a" if stop.name == "population" else "stopped early by"
+            typer.echo(f"{'each round ' if asked else ''}{by} {stop.told(len(trials), run.steps)}")
         lane_steps = None if stop is None else rounds * seeds * stop.lane_steps(len(trials), run.steps)
         data |= {"plan": layout, "checkpoint": place / folder.STATE, "save_every": save_every}
         with progress.progress(run.steps, lanes, quiet=quiet, lane_steps=lane_steps) as tell:

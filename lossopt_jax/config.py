@@ -20,7 +20,7 @@ from .models import Model, from_linen
 from .recipe import REQUIRED, Bound, Recipe, bind, nearest, numbers, parameters
 from .sweep import (
     LanePlan,
-    Stop,
+    Population,
     Trials,
     asha,
     choice,
@@ -31,10 +31,12 @@ from .sweep import (
     int_uniform,
     log_uniform,
     normal,
+    population,
     sample,
     samplers,
     uniform,
 )
+from .sweep.population import Rule
 from .sweep.spaces import Distribution, Parts, Variant
 from .train import Run
 
@@ -52,7 +54,7 @@ ROOMS = {"loss": losses, "optimizer": optimizers, "schedule": schedules}
 
 # Optuna's, by the packages that they need.
 SEARCHES = {"tpe": ("TPESampler", "optuna"), "cmaes": ("CmaEsSampler", "cmaes"), "gp": ("GPSampler", "torch")}
-STOPS: dict[str, Callable[..., Stop]] = {"halving": halving, "hyperband": hyperband, "asha": asha}
+STOPS: dict[str, Callable[..., Rule]] = {"halving": halving, "hyperband": hyperband, "asha": asha, "population": population}
 
 
 class ConfigError(ValueError):
@@ -89,7 +91,7 @@ class Experiment:
     run: Run
     trials: Trials | None
     seeds: int
-    stop: Stop | None
+    stop: Rule | None
     search: Search | None
     resolved: dict[str, Any]
 
@@ -142,6 +144,8 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     swept = config.get("sweep")
     trials, seeds, drawn, search = _trials(swept, recipe, run) if swept is not None else (None, 1, None, None)
     stop = None if swept is None or "stop" not in swept else _stop(swept["stop"], run)
+    if search is not None and isinstance(stop, Population):
+        raise ConfigError(f"sweep.stop: a population changes the numbers that {search.sampler} asks for: take another sweep.sampler")
     resolved: dict[str, Any] = {"name": name}
     if clip_norm is not None:
         resolved["clip_norm"] = clip_norm
@@ -384,12 +388,15 @@ def _plain_space(what: Distribution | Parts) -> Any:
     return [table | {name: _plain_space(d) for name, d in part.space.items()} for table, part in zip(kept, what.variants, strict=True)]
 
 
-def _stop(table: Any, run: Run) -> Stop:
+def _stop(table: Any, run: Run) -> Rule:
     if not isinstance(table, Mapping):
         raise ConfigError(f'sweep.stop must be a table such as {{ name = "halving" }}, got {table!r}')
     rule = STOPS[_choice(table, list(STOPS), "sweep.stop")]
     given = {key: value for key, value in table.items() if key != "name"}
-    _known(given, ("reduction", "rungs"), "[sweep.stop]")
+    valid = inspect.signature(rule).parameters
+    _known(given, list(valid), "[sweep.stop]")
+    if missing := [key for key, parameter in valid.items() if parameter.default is REQUIRED and key not in given]:
+        raise ConfigError(f"sweep.stop.{missing[0]} is missing: {table['name']} needs it")
     for key, value in given.items():
         _number(value, f"sweep.stop.{key}", key)
     try:

@@ -1,5 +1,6 @@
 """A result as a folder, and back: `save` writes what the command line writes, `load` reads what either wrote."""
 
+import csv
 import json
 import math
 import tomllib
@@ -17,7 +18,7 @@ from .plain import from_plain, number_from_plain
 from .recipe import with_numbers
 from .report import finding, folder, results
 from .step import TrainState
-from .sweep import LanePlan, Swept, Trials
+from .sweep import Copy, LanePlan, Swept, Trials
 from .sweep.spaces import Distribution
 from .train import Fitted, typed
 
@@ -135,6 +136,7 @@ def _load_sweep(place: Path, summary: dict[str, Any]) -> Swept:
         seconds=summary["seconds"],
         compile_seconds=summary["compile_seconds"],
         history_every=summary["history_every"],
+        copies=_copies(place / "copies.csv", trials) if summary.get("copies") else (),
     )
     if summary.get("best") is not None and (place / "best_params.msgpack").exists():
         swept.states.append(jax.tree.map(lambda leaf: leaf[None], _state(place / "best_params.msgpack")))
@@ -158,6 +160,21 @@ def _trials(path: Path) -> tuple[Trials, int]:
     space = {key: _distribution(fields) for key, fields in plain["space"].items()}
     drawn = [{path: math.nan if value is None else value for path, value in row.items()} for row in plain["drawn"]]
     return Trials(tuple(recipes), space, tuple(drawn)), plain["seeds"]
+
+
+def _copies(path: Path, trials: Trials) -> tuple[Copy, ...]:
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def values(row: dict[str, str], when: str) -> dict[str, Any]:
+        cells = {path: (distribution, row.get(f"{path}_{when}")) for path, distribution in trials.space.items()}
+        return {path: cell if distribution.labels else float(cell) for path, (distribution, cell) in cells.items() if cell}
+
+    def copy(row: dict[str, str]) -> Copy:
+        to, source, failed = int(row["to"]), int(row["from"]), int(row["diverged_at"] or -1)
+        return Copy(int(row["step"]), to, source, failed, values(row, "before"), values(row, "after"))
+
+    return tuple(copy(row) for row in rows)
 
 
 def _distribution(fields: dict[str, Any]) -> Distribution:

@@ -198,6 +198,7 @@ class Program(NamedTuple):
     evaluate: carry -> held-out metrics [...], or None without held-out data.
     keep: (carry, alive [...]) -> carry in which only what is alive takes time.
     unload: carry -> its states as NumPy arrays [..., *], random keys as their data. load: (those, alive [...]) -> carry.
+    copy: of lanes, (carry, sources [lanes], recipes, alive [lanes]) -> carry in which each goes on from its source, with a new recipe.
     """
 
     begin: Callable[..., Any]
@@ -207,6 +208,7 @@ class Program(NamedTuple):
     unload: Callable[[Any], list[np.ndarray]]
     load: Callable[[list[np.ndarray], np.ndarray], Any]
     compile_seconds: float
+    copy: Callable[[Any, np.ndarray, Sequence[Recipe], np.ndarray], Any] | None = None
 
 
 def single_program(model: Model, recipe: Recipe, data: Batch, held_out: Batch | None, run: Run) -> Program:

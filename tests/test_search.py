@@ -324,6 +324,12 @@ def test_a_config_says_the_same_and_reproduces_itself():
         ({"stop": {"name": "asha", "rungs": 1}}, "sweep.stop: asha: rungs must be an integer of at least 2"),
         ({"stop": {"name": "asha", "rungs": 9}}, "sweep.stop: asha: 81 steps are too few for 9 rungs"),
         ({"stop": {"name": "asha", "eta": 9}}, r"\[sweep.stop\] has no key 'eta'; valid: reduction, rungs"),
+        ({"stop": {"name": "population"}}, "sweep.stop.every is missing: population needs it"),
+        ({"stop": {"name": "population", "every": 81}}, "sweep.stop: population: every must be below the 81 steps of the run, got 81"),
+        (
+            {"stop": {"name": "population", "every": 9}, "sampler": "tpe", "rounds": 3},
+            "sweep.stop: a population changes the numbers that tpe asks for",
+        ),
         ({"sampler": "sobel"}, "sweep.sampler must be one of halton, random, sobol, tpe, cmaes, gp, grid, got 'sobel'"),
         ({"rounds": 3}, "sweep.rounds goes with sweep.sampler = tpe, cmaes, gp, not halton"),
         ({"sampler": "tpe", "rounds": 5}, "sweep.rounds must be an integer that divides sweep.count, 12, got 5"),

@@ -19,7 +19,8 @@ from ..checkpoint import write_whole as write_whole
 # All that a run writes; `--overwrite` removes these and nothing else.
 RESULTS = (
     *("config.toml", "best.toml", "recipes.json", "trials.csv", "trials.parquet", "history.npz", "summary.json", "metrics.jsonl"),
-    *("params.msgpack", "best_params.msgpack", "curves.png", "sweep.png", "rates.csv", "tuned.csv", "find_lr.png", "range_test.png"),
+    *("copies.csv", "params.msgpack", "best_params.msgpack", "curves.png", "sweep.png", "rates.csv", "tuned.csv"),
+    *("find_lr.png", "range_test.png"),
 )
 # Of the files that `load` reads; a change that an older version would read wrongly counts it up.
 FORMAT = 1

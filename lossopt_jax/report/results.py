@@ -63,7 +63,8 @@ def show_run(fitted: Any, console: Console | None = None) -> None:
 
 def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     """What is known of a sweep, the pictures last: config.toml, recipes.json, trials.csv (and trials.parquet where polars or pyarrow is
-    installed), history.npz, summary.json, sweep.png and curves.png; of the best best.toml and best_params.msgpack.
+    installed), history.npz, summary.json, sweep.png and curves.png; of the best best.toml and best_params.msgpack; of a population
+    copies.csv.
 
     experiment: as of `write_run`.
     """
@@ -75,6 +76,8 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     folder.write_json(place / "recipes.json", _recipes(swept))
     folder.write_csv(place / "trials.csv", lanes)
     folder.write_parquet(place / "trials.parquet", lanes)
+    if swept.copies:
+        folder.write_csv(place / "copies.csv", [_copy_row(copy) for copy in swept.copies])
     folder.write_npz(place / "history.npz", _arrays(swept) | {"diverged_at": swept.diverged_at, "stopped_at": swept.stopped_at})
     if top and experiment is not None:
         write_config(place, experiment.resolved_with(swept.best()), "best.toml")
@@ -113,6 +116,8 @@ def show_sweep(swept: Any, console: Console | None = None) -> None:
         console.print(failure, style="bold red", highlight=False, soft_wrap=True)
     elif math.isfinite(rows[0][swept.default_metric()]):
         for line in _findings(swept, rows):
+            console.print(line, highlight=False, soft_wrap=True)
+        for line in tables.population_lines(swept.copies, swept.lineage(rows[0]["trial"]), space):
             console.print(line, highlight=False, soft_wrap=True)
     rate = swept.lane_steps / swept.seconds
     times = f"{swept.seconds:.1f} s after {swept.compile_seconds:.1f} s of compiling, {rate:,.0f} lane-steps a second"
@@ -154,6 +159,7 @@ def _sweep_summary(swept: Any, rows: list[dict[str, Any]], ranked: bool) -> dict
         "trials": len(rows),
         "lanes": swept.lanes,
         "lanes_diverged": int((swept.diverged_at >= 0).sum()),
+        "copies": len(swept.copies),
         "steps": swept.steps,
         "history_every": swept.history_every,
         "plan": swept.plan._asdict(),
@@ -184,6 +190,13 @@ def _recipes(swept: Any) -> dict[str, Any]:
         "trials": trials,
         "drawn": list(swept.trials.drawn),
     }
+
+
+def _copy_row(copy: Any) -> dict[str, Any]:
+    """from: a word that Python keeps for itself."""
+    row = {"step": copy.step, "to": copy.to, "from": copy.source, "diverged_at": None if copy.diverged_at < 0 else copy.diverged_at}
+    row |= {f"{path}_before": value for path, value in copy.before.items()}
+    return row | {f"{path}_after": value for path, value in copy.after.items()}
 
 
 def _shapes(own: dict[str, Any]) -> dict[str, Any]:

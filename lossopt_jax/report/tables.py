@@ -101,6 +101,21 @@ def importance_line(importance: Mapping[str, float], metric: str, count: int) ->
     return f"what mattered: {', '.join(said)}" + (f"; no effect seen of {', '.join(rest)}" if rest else "")
 
 
+def population_lines(copies: Sequence[Any], lineage: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> list[str]:
+    """What was copied, and the schedule of numbers that led to the best's state. lineage: the best's, of `Swept.lineage`."""
+    if not copies:
+        return []
+    back = sum(copy.diverged_at >= 0 for copy in copies)
+    lines = [f"{len(copies)} times a trial became a copy of a better one" + (f", {back} times one that had diverged" if back else "")]
+    for path, distribution in space.items():
+        taken = [(row["step"], row[path]) for row in lineage if path in row]
+        kept = [now for i, now in enumerate(taken) if not i or now[1] != taken[i - 1][1]]
+        if len(kept) > 1:
+            said = [f"{number(value, distribution)}{f' from step {step}' if step else ''}" for step, value in kept]
+            lines.append(f"the best had {path} {', '.join(said)}")
+    return lines
+
+
 def plain_name(metric: str) -> str:
     """A metric as text names it, "held-out loss"."""
     return metric.replace("held_out", "held-out").replace("_", " ")

@@ -9,6 +9,9 @@ from .lanes import by_structure as by_structure
 from .lanes import checked_plan as checked_plan
 from .lanes import default_plan as default_plan
 from .plan import plan_lanes as plan_lanes
+from .population import Copy as Copy
+from .population import Population as Population
+from .population import population as population
 from .result import Swept as Swept
 from .run import sweep as sweep
 from .rungs import Stop as Stop

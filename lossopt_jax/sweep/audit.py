@@ -22,12 +22,16 @@ def audit(model: Model, swept: Swept, *, train: Any, evaluate: Any = None, run: 
     """
     if count < 1:
         raise ValueError(f"audit: count must be at least 1, got {count}")
+    copied = {copy.to for copy in swept.copies}  # whose histories are of two lives
+    own = [lane for lane in range(swept.lanes) if lane // swept.seeds not in copied]
+    if not own:
+        raise ValueError("audit: every trial of this population was copied over at some step, so none ran alone")
     rows = []
-    for lane in sorted(np.random.default_rng(seed).choice(swept.lanes, min(count, swept.lanes), replace=False).tolist()):
+    for lane in sorted(np.random.default_rng(seed).choice(own, min(count, len(own)), replace=False).tolist()):
         trial, own_seed = divmod(lane, swept.seeds)
         plan = LanePlan(swept.plan.devices, swept.plan.width)
-        own = replace(run, seed=run.seed + own_seed)
-        alone = sweep(model, [swept.trials.recipes[trial]], train=train, evaluate=evaluate, run=own, plan=plan)
+        its = replace(run, seed=run.seed + own_seed)
+        alone = sweep(model, [swept.trials.recipes[trial]], train=train, evaluate=evaluate, run=its, plan=plan)
         ended = int(swept.stopped_at[lane])
         there, here = swept.history["loss"][lane], alone.history["loss"][0]
         if ended >= 0:

@@ -22,6 +22,7 @@ from ..recipe import Recipe
 from ..step import init_state
 from ..train import EVALUATION_BATCH, Run, chunk_length
 from .lanes import LanePlan, by_structure, default_plan, free_bytes, lanes_at_once
+from .population import Rule
 from .program import Lane, compiled_for, lanes_program
 from .rungs import Stop
 from .spaces import Trials
@@ -55,7 +56,7 @@ def plan_lanes(
     evaluate: Any = None,
     run: Run,
     seeds: int = 1,
-    stop: Stop | None = None,
+    stop: Rule | None = None,
     seconds: float | None = None,
 ) -> LanePlan:
     """How lanes lie on devices, as `sweep` chooses it where it is given no plan; `str` of it says why.
@@ -80,7 +81,7 @@ def planned(
     held_out: Batch | None,
     run: Run,
     seeds: int,
-    stop: Stop | None = None,
+    stop: Rule | None = None,
     seconds: float | None = None,
 ) -> MeasuredPlan:
     """`plan_lanes` of data that is ready."""
@@ -136,12 +137,12 @@ class Group(NamedTuple):
     held_out: Batch | None
     run: Run
     seeds: int
-    stop: Stop | None = None
+    stop: Rule | None = None
 
     def places(self, plan: LanePlan) -> int:
         """The steps of all places on the devices, those of empty ones too, until the last lane has ended."""
         turn, steps, trials = plan.devices * plan.width, self.run.steps, len(self.recipes)
-        rungs, living = ((), [trials]) if self.stop is None else (self.stop.steps(steps), self.stop.living(trials))
+        rungs, living = (self.stop.steps(steps), self.stop.living(trials)) if isinstance(self.stop, Stop) else ((), [trials])
         return int(np.dot([-(-some * self.seeds // turn) * turn for some in living], np.diff((0, *rungs, steps))))
 
     def lanes(self, plan: LanePlan) -> list[Lane]:

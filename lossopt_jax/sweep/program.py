@@ -31,10 +31,12 @@ _BACKGROUND = ThreadPoolExecutor(1)
 class Lanes(NamedTuple):
     """Lanes as they lie on the devices, each leaf [places, ...].
 
-    places: [places], the lane that lies there, -1 for a copy that fills up. turns: [devices], how many groups of each are run.
+    numbers: the recipes in the order of the lanes, on the host. places: [places], the lane that lies there, -1 for a copy that fills up.
+    turns: [devices], how many groups of each are run.
     """
 
     carry: Carry
+    numbers: Recipe
     recipes: Recipe
     seeds: jax.Array
     places: np.ndarray
@@ -61,13 +63,15 @@ def lanes_program(
     devices = compiled.mesh.size
     split, whole = NamedSharding(compiled.mesh, P("lanes")), NamedSharding(compiled.mesh, P())
     data, held_out, keys, inputs = put((data, held_out, _keys(lanes, run, seed_room), _first(data.inputs)), whole)
-    numbers = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float32) for leaf in leaves]), *[recipe for recipe, _ in lanes])
-    seeds = np.array([seed for _, seed in lanes], np.int32)
+    drawn, seeds = _stacked([recipe for recipe, _ in lanes]), np.array([seed for _, seed in lanes], np.int32)
 
-    def laid_out(alive: np.ndarray) -> tuple[Recipe, jax.Array, np.ndarray, np.ndarray]:
+    def laid_out(alive: np.ndarray, numbers: Recipe) -> tuple[Recipe, Recipe, jax.Array, np.ndarray, np.ndarray]:
         places, turns = _laid_out(alive, plan, compiled.per_device, devices)
         recipes, own = put(jax.tree.map(lambda leaf: leaf[np.maximum(places, 0)], (numbers, seeds)), split)
-        return recipes, own, places, turns
+        return numbers, recipes, own, places, turns
+
+    def carried(state: TrainState, alive: np.ndarray, places: np.ndarray) -> Carry:
+        return Carry(state, put(alive[places] & (places >= 0), split))
 
     def by_lane(now: Lanes, values: np.ndarray) -> np.ndarray:
         here = (now.places >= 0) & _running(now.turns, plan.width, compiled.per_device)
@@ -76,8 +80,8 @@ def lanes_program(
         return out
 
     def begin() -> Lanes:
-        recipes, own, places, turns = laid_out(np.ones(len(lanes), bool))
-        return Lanes(compiled.begin(put(turns, split), recipes, own, keys, inputs), recipes, own, places, turns)
+        numbers, recipes, own, places, turns = laid_out(np.ones(len(lanes), bool), drawn)
+        return Lanes(compiled.begin(put(turns, split), recipes, own, keys, inputs), numbers, recipes, own, places, turns)
 
     def chunk(now: Lanes, indices: np.ndarray, count: int) -> tuple[Lanes, dict[str, np.ndarray]]:
         turns, order = put(now.turns, split), put(indices, whole)
@@ -89,22 +93,27 @@ def lanes_program(
         scores = compiled.score(put(now.turns, split), now.recipes, now.carry, held_out)
         return {name: by_lane(now, values) for name, values in pull(scores).items()}
 
-    def load(states: list[np.ndarray], alive: np.ndarray) -> Lanes:
-        recipes, own, places, turns = laid_out(alive)
+    def load(states: list[np.ndarray], alive: np.ndarray, numbers: Recipe = drawn) -> Lanes:
+        numbers, recipes, own, places, turns = laid_out(alive, numbers)
         leaves = put([leaf[np.maximum(places, 0)] for leaf in states], split)
         state = typed(jax.tree.unflatten(jax.tree.structure(compiled.state), leaves))
-        return Lanes(Carry(state, put(alive[places] & (places >= 0), split)), recipes, own, places, turns)
+        return Lanes(carried(state, alive, places), numbers, recipes, own, places, turns)
+
+    def copy(now: Lanes, sources: np.ndarray, recipes: Sequence[Recipe], alive: np.ndarray) -> Lanes:
+        numbers, placed, own, places, turns = laid_out(alive, _stacked(recipes))
+        state = _gathered(now.carry.state, put(order_of(now)[sources][np.maximum(places, 0)], whole), split)
+        return Lanes(carried(state, alive, places), numbers, placed, own, places, turns)
 
     def keep(now: Lanes, alive: np.ndarray) -> Lanes:
         if alive.any() and _laid_out(alive, plan, compiled.per_device, devices)[1].max() < now.turns.max():
-            return load(unload(now), alive)
+            return load(unload(now), alive, now.numbers)
         marked = alive[now.places] & (now.places >= 0)
         if (pull(now.carry.alive) == marked).all():
             return now
         return now._replace(carry=now.carry._replace(alive=put(marked, split)))
 
     compile_seconds = time.perf_counter() - started
-    return Program(begin, chunk, score if compiled.score else None, keep, unload, load, compile_seconds)
+    return Program(begin, chunk, score if compiled.score else None, keep, unload, load, compile_seconds, copy)
 
 
 def unload(now: Lanes) -> list[np.ndarray]:
@@ -117,6 +126,16 @@ def order_of(now: Lanes) -> np.ndarray:
     """[lanes]: the place of each lane."""
     own = np.flatnonzero(now.places >= 0)
     return own[np.argsort(now.places[own])]
+
+
+def _stacked(recipes: Sequence[Recipe]) -> Recipe:
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float32) for leaf in leaves]), *recipes)
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _gathered(state: TrainState, index: np.ndarray, sharding: NamedSharding) -> TrainState:
+    """The states at `index`, on the device and between devices."""
+    return jax.lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[index], state), sharding)
 
 
 def _running(turns: np.ndarray, width: int, per_device: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from ..recipe import Recipe, nearest
 from ..step import TrainState
 from .evidence import chances_of_best, fanova, rank_correlation, smaller_rates, smallest_rate, wider
 from .lanes import LanePlan
+from .population import Copy, lineage
 from .spaces import Trials
 
 # Metrics of which more is better; of any other less is.
@@ -31,6 +32,9 @@ class Swept:
         lane's only.
     seconds, compile_seconds: wall time of the run, and of compiling before it.
     history_every: the history holds steps 0, history_every, 2 history_every ...
+    copies: of a `population` what was copied when, in order; the histories are those of the places, so a copied lane's begins as what it
+        was before, and `lineage` says whose it goes on from. Its recipe has the schedule of the numbers that led to its state, and the
+        table the last of them.
     """
 
     trials: Trials
@@ -46,6 +50,7 @@ class Swept:
     seconds: float
     compile_seconds: float
     history_every: int = 1
+    copies: tuple[Copy, ...] = ()
 
     @property
     def lanes(self) -> int:
@@ -57,9 +62,10 @@ class Swept:
 
     @property
     def lane_steps(self) -> int:
-        """How many steps all lanes ran together: less than lanes x steps where some ended early."""
+        """How many steps all lanes ran together: less than lanes x steps where some ended early, or waited to be copied over."""
         ended = np.where(self.stopped_at >= 0, self.stopped_at, np.where(self.diverged_at >= 0, self.diverged_at + 1, self.steps))
-        return int(ended.sum())
+        waited = sum(copy.step - copy.diverged_at - 1 for copy in self.copies if copy.diverged_at >= 0)
+        return int(ended.sum()) - waited * self.seeds
 
     @property
     def evaluation(self) -> dict[str, np.ndarray]:
@@ -72,6 +78,12 @@ class Swept:
             raise ValueError(f"a folder keeps the state of the best lane only (best_params.msgpack): not that of lane {lane}")
         group, place = found
         return jax.tree.map(lambda leaf: leaf[place], self.states[group])
+
+    def lineage(self, trial: int) -> list[dict[str, Any]]:
+        """Where a trial's state comes from: a row for each part of the way, with the step from which on, the trial in whose place it was
+        trained and the swept numbers that it was trained with."""
+        own = {i: self.trials.values(i) for i in range(len(self.trials))}
+        return [{"step": step, "trial": place, **values} for step, place, values in lineage(self.copies, trial, own)]
 
     def status(self, lane: int) -> str:
         """ "ok", "stopped" or "diverged"."""

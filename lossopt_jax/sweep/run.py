@@ -18,11 +18,11 @@ from ..models import Model
 from ..train import EVALUATION_BATCH, Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
 from .lanes import LanePlan, by_structure, checked_plan, lanes_at_once
 from .plan import MeasuredPlan, planned
+from .population import Population, Rule, with_schedules
 from .program import Lane, compiled_for, lanes_program, mesh_of, order_of
 from .result import Swept
-from .rungs import Stop
 from .spaces import Trials
-from .stopping import Running, run_waves
+from .stopping import Running, run_populations, run_waves
 
 
 def sweep(
@@ -34,7 +34,7 @@ def sweep(
     run: Run,
     seeds: int = 1,
     plan: LanePlan | None = None,
-    stop: Stop | None = None,
+    stop: Rule | None = None,
     on_chunk: Callbacks = (),
     checkpoint: str | Path | None = None,
     save_every: float = 30.0,
@@ -51,7 +51,7 @@ def sweep(
     plan: how lanes lie on devices; None chooses (see `plan_lanes`). On CPU call
     `jax.config.update("jax_num_cpu_devices", cores)` before anything else of JAX, and every core becomes a device.
     stop: a rule that ends the worse trials early, such as `halving()`; with several seeds a trial is judged by their mean and its lanes
-        end together. `Swept.stopped_at` says where.
+        end together. `Swept.stopped_at` says where. Or `population()`, by which they go on as copies of better ones.
 
     A lane that diverges is flagged with the step and changes no bit of another.
     """
@@ -70,12 +70,16 @@ def finished(job: "Job", on_chunk: Callbacks = ()) -> Swept:
         compile_seconds += wave.program.compile_seconds
         return wave
 
-    ends = run_waves(begin, members, job.order, job.trials, run, seeds, stop)
+    if isinstance(stop, Population):
+        ends, copies, trials = run_populations(begin, members, job.order, job.trials, run, seeds, stop, job.folder)
+        trials = with_schedules(trials, copies)
+    else:
+        ends, copies, trials = run_waves(begin, members, job.order, job.trials, run, seeds, stop), [], job.trials
     lane = np.concatenate([np.repeat(some, seeds) * seeds + np.tile(np.arange(seeds), len(some)) for some in members])
     back = np.argsort(lane)
     places = [(wave, int(place)) for wave, end in enumerate(ends) for place in order_of(end.carry)]
     return Swept(
-        trials=job.trials,
+        trials=trials,
         seeds=seeds,
         history=together([end.history for end in ends], back),
         evaluations=together([end.evaluations for end in ends], back),
@@ -88,6 +92,7 @@ def finished(job: "Job", on_chunk: Callbacks = ()) -> Swept:
         seconds=sum(end.seconds for end in ends),
         compile_seconds=compile_seconds,
         history_every=run.history_every,
+        copies=tuple(copies),
     )
 
 
@@ -112,7 +117,7 @@ class Job(NamedTuple):
     folder: Path | None
     save_every: float
     planning_seconds: float
-    stop: Stop | None = None
+    stop: Rule | None = None
     seed_room: int = 1
 
     def run_wave(self, i: int, on_chunk: Callbacks = ()) -> tuple[Point, float]:
@@ -154,7 +159,7 @@ def prepared(
     checkpoint: str | Path | None,
     save_every: float,
     parts: int = 1,
-    stop: Stop | None = None,
+    stop: Rule | None = None,
     room: int = 0,
     seed_room: int = 1,
 ) -> Job:
@@ -168,6 +173,8 @@ def prepared(
     trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
     if not len(trials) or seeds < 1:
         raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
+    if isinstance(stop, Population) and not trials.space:
+        raise ValueError("population needs trials of lo.sample or lo.grid: recipes alone do not say what may change within which ends")
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
     same = {

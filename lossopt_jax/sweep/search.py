@@ -17,9 +17,9 @@ from ..recipe import Recipe
 from ..train import Callbacks, Progress, Run
 from .lanes import LanePlan
 from .plan import plan_lanes
+from .population import Population, Rule
 from .result import HIGHER_IS_BETTER, Swept
 from .run import finished, prepared, together
-from .rungs import Stop
 from .spaces import Distribution, Space, Trials, columns_of, rows_of, trials_of
 
 
@@ -37,7 +37,7 @@ def search(
     seed: int = 0,
     seeds: int = 1,
     plan: LanePlan | None = None,
-    stop: Stop | None = None,
+    stop: Rule | None = None,
     on_chunk: Callbacks = (),
     checkpoint: str | Path | None = None,
     save_every: float = 30.0,
@@ -54,6 +54,8 @@ def search(
     """
     if rounds < 1 or count < rounds or count % rounds:
         raise ValueError(f"search: count must be a multiple of rounds, got count={count} and rounds={rounds}")
+    if isinstance(stop, Population):
+        raise ValueError("search: a population changes the numbers that the sampler has asked for: use lo.sweep")
     optuna = _optuna()
     store = None if storage is None or jax.process_index() > 0 else _opened(optuna, storage)
     columns = columns_of(recipe, space)

@@ -1,11 +1,17 @@
-"""Waves of lanes from rung to rung, where a rule of early stopping decides which lanes go on."""
+"""Waves of lanes from rung to rung, where a rule decides which lanes go on, or go on as copies of others."""
 
+import json
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checkpoint import write_whole
 from ..train import Point, Program, Progress, Run, evaluation_steps, host_loop
+from .population import Copy, Population, with_values
 from .result import HIGHER_IS_BETTER, metric_for
 from .rungs import Stop
 from .spaces import Trials
@@ -56,6 +62,112 @@ def run_waves(
             lost = np.repeat(out[waves[i]], seeds) & (other.point.diverged_at < 0) & (other.point.stopped_at < 0)
             running[i] = other._replace(point=other.point._replace(stopped_at=np.where(lost, rungs[k], other.point.stopped_at)))
     return [ends[w] for w in range(len(waves))]
+
+
+def run_populations(
+    begin: Callable[[int], Running],
+    waves: Sequence[list[int]],
+    order: Callable[[int, int], np.ndarray],
+    trials: Trials,
+    run: Run,
+    seeds: int,
+    rule: Population,
+    folder: Path | None,
+) -> tuple[list[Point], list[Copy], Trials]:
+    """As `run_waves`, each wave a population: also what was copied, and the trials as they are in the end.
+
+    folder: where it is written down before a step that follows from it is taken, since what is saved after that step has its effect.
+    """
+    ends, copies = list[Point](), list[Copy]()
+    for w, members in enumerate(waves):
+        part = Trials(tuple(trials.recipes[i] for i in members), trials.space, tuple(trials.values(i) for i in members))
+        path = None if folder is None else folder / f"copies-{w:04d}.json"
+        end, own, part = _run_population(begin(w), part, members[0], order, run, seeds, rule, path)
+        ends.append(end)
+        copies += [copy._replace(to=members[copy.to], source=members[copy.source]) for copy in own]
+        last = dict(zip(members, zip(part.recipes, part.drawn, strict=True), strict=True))
+        both = [last.get(i, (recipe, trials.values(i))) for i, recipe in enumerate(trials.recipes)]
+        trials = Trials(tuple(recipe for recipe, _ in both), trials.space, tuple(row for _, row in both))
+    return ends, sorted(copies, key=lambda copy: (copy.step, copy.to)), trials
+
+
+def _run_population(
+    wave: Running,
+    trials: Trials,
+    first: int,
+    order: Callable[[int, int], np.ndarray],
+    run: Run,
+    seeds: int,
+    rule: Population,
+    path: Path | None,
+) -> tuple[Point, list[Copy], Trials]:
+    """One wave to its end. Trials are counted within it; first: the first one's place in the sweep, so that no two waves draw alike."""
+    program, point, rungs = wave.program, wave.point, rule.steps(run.steps)
+    copied = program.copy
+    assert copied is not None
+    copies, lanes = _copied_before(path, point.step, rungs), np.arange(len(trials) * seeds)
+
+    def goes_on(point: Point, sources: np.ndarray, diverged_at: np.ndarray) -> Point:
+        recipes = [recipe for recipe in trials.recipes for _ in range(seeds)]
+        return point._replace(carry=copied(point.carry, sources, recipes, diverged_at < 0), diverged_at=diverged_at)
+
+    if copies:
+        for copy in copies:
+            trials = _after(copy, trials)
+        point = goes_on(point, lanes, point.diverged_at)  # what is restored has the states, with the numbers that were drawn
+    for k, rung in enumerate(rungs):
+        if rung < point.step:
+            continue
+        point = host_loop(program, run, order, point, wave.tellers, rungs, rung)
+        failed = point.diverged_at.reshape(-1, seeds)
+        diverged_at = np.where(failed < 0, run.steps, failed).min(1)
+        scores = np.where(diverged_at < run.steps, np.nan, _scores(point, k, run, rungs, seeds, trials))
+        rows = [_own(trials.values(i)) for i in range(len(trials))]
+        new = rule.copied(rung, scores, np.where(diverged_at < run.steps, diverged_at, -1), rows, trials.space, [run.seed, rung, first])
+        copies += new
+        _write(path, rung, copies)
+        if new:
+            for copy in new:
+                trials = _after(copy, trials)
+            sources = np.arange(len(trials))
+            sources[[copy.to for copy in new]] = [copy.source for copy in new]
+            back = np.repeat(np.isin(np.arange(len(trials)), [copy.to for copy in new]), seeds)
+            sources = (sources[:, None] * seeds + np.arange(seeds)).ravel()
+            point = goes_on(point, sources, np.where(back, -1, point.diverged_at))
+    end = host_loop(program, run, order, point, wave.tellers, rungs)
+    wave.save()
+    return end, copies, trials
+
+
+def _own(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the numbers of parts that a trial does not have."""
+    return {path: value for path, value in row.items() if isinstance(value, str) or not math.isnan(value)}
+
+
+def _after(copy: Copy, trials: Trials) -> Trials:
+    recipes, drawn = list(trials.recipes), list(trials.drawn)
+    recipes[copy.to] = with_values(recipes[copy.source], copy.after)
+    drawn[copy.to] = dict.fromkeys(trials.space, math.nan) | copy.after
+    return Trials(tuple(recipes), trials.space, tuple(drawn))
+
+
+def _write(path: Path | None, rung: int, copies: Sequence[Copy]) -> None:
+    if path is not None:
+        with suppress(OSError):  # then the state cannot be written either, which is said there
+            text = json.dumps({"compared": rung, "copies": [copy._asdict() for copy in copies]})
+            write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _copied_before(path: Path | None, step: int, rungs: Sequence[int]) -> list[Copy]:
+    """What had been copied when a state of this step was saved: one that was saved at a rung, before anything was copied there."""
+    past = [rung for rung in rungs if rung < step]
+    if path is None or not past:
+        return []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text())
+        if known["compared"] >= past[-1]:
+            return [copy for copy in (Copy(**fields) for fields in known["copies"]) if copy.step < step]
+    raise ValueError(f"the checkpoint lacks what was copied before step {step} ({path}): remove it to start anew")
 
 
 def _scores(point: Point, rung: int, run: Run, rungs: Sequence[int], seeds: int, trials: Trials) -> np.ndarray:
