@@ -190,6 +190,7 @@ def test_a_resumed_population_is_one_that_was_never_cut(whole, waves_of_six, tmp
         for name in its:
             np.testing.assert_array_equal(mine[name], its[name])
     np.testing.assert_array_equal(again.diverged_at, whole.diverged_at)
+    assert all(isinstance(state.params, np.ndarray) for state in whole.states)  # those of three waves are not left on the device
     for lane in range(16):
         np.testing.assert_array_equal(again.state(lane).params, whole.state(lane).params)
 

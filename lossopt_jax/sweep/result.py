@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..recipe import Recipe, nearest
@@ -77,7 +78,8 @@ class Swept:
         if (found := self.places[lane]) is None:
             raise ValueError(f"a folder keeps the state of the best lane only (best_params.msgpack): not that of lane {lane}")
         group, place = found
-        return jax.tree.map(lambda leaf: leaf[place], self.states[group])
+        # Of several waves they lie on the host.
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[place]), self.states[group])
 
     def lineage(self, trial: int) -> list[dict[str, Any]]:
         """Where a trial's state comes from: a row for each part of the way, with the step from which on, the trial in whose place it was

@@ -7,10 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ..checkpoint import write_whole
-from ..train import Point, Program, Progress, Run, evaluation_steps, host_loop
+from ..train import Point, Program, Progress, Run, evaluation_steps, host_loop, typed, untyped
 from .population import Copy, Population, with_values
 from .result import HIGHER_IS_BETTER, metric_for
 from .rungs import Stop
@@ -52,7 +53,7 @@ def run_waves(
         running[w], members = now._replace(point=point), waves[w]
         if stop is None or k == len(rungs):
             now.save()
-            ends[w] = running.pop(w).point
+            ends[w] = _let_go(running.pop(w).point, waves)
             continue
         here[k, members], scores[k, members] = ~out[members], _scores(point, k, run, rungs, seeds, trials)
         if not in_turn and w < len(waves) - 1:
@@ -83,7 +84,7 @@ def run_populations(
         part = Trials(tuple(trials.recipes[i] for i in members), trials.space, tuple(trials.values(i) for i in members))
         path = None if folder is None else folder / f"copies-{w:04d}.json"
         end, own, part = _run_population(begin(w), part, members[0], order, run, seeds, rule, path)
-        ends.append(end)
+        ends.append(_let_go(end, waves))
         copies += [copy._replace(to=members[copy.to], source=members[copy.source]) for copy in own]
         last = dict(zip(members, zip(part.recipes, part.drawn, strict=True), strict=True))
         both = [last.get(i, (recipe, trials.values(i))) for i, recipe in enumerate(trials.recipes)]
@@ -137,6 +138,14 @@ def _run_population(
     end = host_loop(program, run, order, point, wave.tellers, rungs)
     wave.save()
     return end, copies, trials
+
+
+def _let_go(end: Point, waves: Sequence[list[int]]) -> Point:
+    """The end of a wave, of several with its states on the host: the others need the device's memory."""
+    if len(waves) == 1:
+        return end
+    state = typed(jax.device_get(untyped(end.carry.carry.state)))
+    return end._replace(carry=end.carry._replace(carry=end.carry.carry._replace(state=state)))
 
 
 def _own(row: dict[str, Any]) -> dict[str, Any]:
