@@ -135,3 +135,71 @@ def test_twenty_kills(tmp_path):
     assert last.returncode == 0, stderr.decode()
     whole, cut = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "cut.npz")
     same(whole, cut)
+
+
+CONFIG = """
+[data]
+name = "digits"
+[model]
+name = "mlp"
+widths = [8]
+[loss]
+name = "cross_entropy"
+[optimizer]
+name = "sgd"
+[schedule]
+name = "cosine"
+init = 0.1
+[run]
+steps = 243
+batch_size = 16
+chunk = 3
+[sweep]
+count = 12
+stop = {stop}
+[sweep.space]
+schedule.init = {{ log_uniform = [1e-3, 1e30] }}
+[[sweep.space.optimizer]]
+name = "sgd"
+[[sweep.space.optimizer]]
+name = "momentum"
+beta = {{ uniform = [0.5, 0.99] }}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", ['{ name = "halving", rungs = 3 }', '{ name = "population", every = 20 }'])
+def test_a_command_that_is_killed_while_lanes_stop_or_copy_each_other(stop, tmp_path):
+    config = tmp_path / "killed.toml"
+    config.write_text(CONFIG.format(stop=stop))
+    own = {"JAX_NUM_CPU_DEVICES": "2", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def start(out):
+        options = ["--out", str(out), "--resume", "--save-every", "0", "--plan", "devices=2,width=1", "--quiet"]
+        command = [sys.executable, "-m", "lossopt_jax.cli", "sweep", str(config), *options]
+        return subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def saved():
+        return sum(1 for _ in cut.glob("state/wave-*/record-*"))
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    first = start(whole)
+    first.communicate()
+    assert first.returncode == 0
+    chance = random.Random(0)
+    for kills in range(8):
+        before, child = saved(), start(cut)
+        while child.poll() is None and saved() <= before:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 1.0))
+        assert child.poll() is None, f"over after {kills} kills: {child.stderr.read().decode()}"
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    last = start(cut)
+    _, stderr = last.communicate()
+    assert last.returncode == 0, stderr.decode()
+    for name in ("trials.csv", "recipes.json", "best.toml", "best_params.msgpack", *["copies.csv"] * ("population" in stop)):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+    with np.load(whole / "history.npz") as mine, np.load(cut / "history.npz") as its:
+        assert (mine["stopped_at"] >= 0).any() == ("halving" in stop)
+        same(mine, its)
