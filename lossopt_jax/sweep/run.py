@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from .._types import Batch
 from ..checkpoint import fingerprint, same_run
 from ..data import as_batch, batch_indices, examples, pieces
-from ..hosts import check_alike, from_first, here, put
+from ..hosts import check_alike, from_first, put
 from ..models import Model
 from ..train import EVALUATION_BATCH, Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
 from .lanes import LanePlan, by_structure, checked_plan, lanes_at_once
@@ -87,7 +87,7 @@ def finished(job: "Job", on_chunk: Callbacks = ()) -> Swept:
         diverged_at=np.concatenate([end.diverged_at for end in ends])[back],
         stopped_at=np.concatenate([end.stopped_at for end in ends])[back],
         places=[places[i] for i in back],
-        states=[here(end.carry.carry.state) for end in ends],
+        states=[end.carry.carry.state for end in ends],
         plan=job.waves[0].plan,
         seconds=sum(end.seconds for end in ends),
         compile_seconds=compile_seconds,

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ..checkpoint import write_whole
+from ..hosts import from_first, here, pull
 from ..train import Point, Program, Progress, Run, evaluation_steps, host_loop, typed, untyped
 from .population import Copy, Population, with_values
 from .result import HIGHER_IS_BETTER, metric_for
@@ -45,8 +46,8 @@ def run_waves(
     in_turn = stop is None or stop.name == "asha"
     if not in_turn:  # all waves to a rung, then all of them to the next
         stages.sort(key=lambda stage: stage[::-1])
-    out, here = np.zeros(len(trials), bool), np.zeros((len(rungs), len(trials)), bool)
-    scores, running, ends = np.full(here.shape, np.nan), dict[int, Running](), dict[int, Point]()
+    out, came = np.zeros(len(trials), bool), np.zeros((len(rungs), len(trials)), bool)
+    scores, running, ends = np.full(came.shape, np.nan), dict[int, Running](), dict[int, Point]()
     for w, k in stages:
         now = running[w] = running.get(w) or begin(w)
         point = host_loop(now.program, run, order, now.point, now.tellers, rungs, (*rungs, None)[k])
@@ -54,11 +55,12 @@ def run_waves(
         if stop is None or k == len(rungs):
             now.save()
             ends[w] = _let_go(running.pop(w).point, waves)
+            del now, point  # or the next wave finds these states still on the device
             continue
-        here[k, members], scores[k, members] = ~out[members], _scores(point, k, run, rungs, seeds, trials)
+        came[k, members], scores[k, members] = ~out[members], _scores(point, k, run, rungs, seeds, trials)
         if not in_turn and w < len(waves) - 1:
             continue
-        out = np.where(here[k], stop.stopped(k, scores[k], ~here[k]), out)
+        out = np.where(came[k], stop.stopped(k, scores[k], ~came[k]), out)
         for i, other in running.items():
             lost = np.repeat(out[waves[i]], seeds) & (other.point.diverged_at < 0) & (other.point.stopped_at < 0)
             running[i] = other._replace(point=other.point._replace(stopped_at=np.where(lost, rungs[k], other.point.stopped_at)))
@@ -85,6 +87,7 @@ def run_populations(
         path = None if folder is None else folder / f"copies-{w:04d}.json"
         end, own, part = _run_population(begin(w), part, members[0], order, run, seeds, rule, path)
         ends.append(_let_go(end, waves))
+        del end
         copies += [copy._replace(to=members[copy.to], source=members[copy.source]) for copy in own]
         last = dict(zip(members, zip(part.recipes, part.drawn, strict=True), strict=True))
         both = [last.get(i, (recipe, trials.values(i))) for i, recipe in enumerate(trials.recipes)]
@@ -106,7 +109,7 @@ def _run_population(
     program, point, rungs = wave.program, wave.point, rule.steps(run.steps)
     copied = program.copy
     assert copied is not None
-    copies, lanes = _copied_before(path, point.step, rungs), np.arange(len(trials) * seeds)
+    copies, lanes = from_first(lambda: _copied_before(path, wave.point.step, rungs)), np.arange(len(trials) * seeds)
 
     def goes_on(point: Point, sources: np.ndarray, diverged_at: np.ndarray) -> Point:
         recipes = [recipe for recipe in trials.recipes for _ in range(seeds)]
@@ -141,10 +144,9 @@ def _run_population(
 
 
 def _let_go(end: Point, waves: Sequence[list[int]]) -> Point:
-    """The end of a wave, of several with its states on the host: the others need the device's memory."""
-    if len(waves) == 1:
-        return end
-    state = typed(jax.device_get(untyped(end.carry.carry.state)))
+    """The end of a wave, where this process can look at its states; of several waves on the host: the others need the devices' memory."""
+    state = end.carry.carry.state
+    state = here(state) if len(waves) == 1 else typed(jax.tree.map(pull, untyped(state)))
     return end._replace(carry=end.carry._replace(carry=end.carry.carry._replace(state=state)))
 
 
@@ -161,7 +163,7 @@ def _after(copy: Copy, trials: Trials) -> Trials:
 
 
 def _write(path: Path | None, rung: int, copies: Sequence[Copy]) -> None:
-    if path is not None:
+    if path is not None and jax.process_index() == 0:
         with suppress(OSError):  # then the state cannot be written either, which is said there
             text = json.dumps({"compared": rung, "copies": [copy._asdict() for copy in copies]})
             write_whole(path, lambda file: file.write(text.encode()))
