@@ -138,6 +138,7 @@ def test_a_copy_goes_on_from_its_source_and_a_lane_that_had_diverged_lives(whole
     assert way[-1]["schedule.init"] == whole.table()[0]["schedule.init"]
     for row, end in zip(way, [*[row["step"] for row in way[1:]], 24], strict=True):
         taken = whole.history["learning_rate"][row["trial"], row["step"] : end]
+        np.testing.assert_array_equal(whole.inherited()[0]["learning_rate"][best, row["step"] : end], taken)
         np.testing.assert_allclose(taken, row["schedule.init"] * shape[row["step"] : end], rtol=1e-5)
 
 

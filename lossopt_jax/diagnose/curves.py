@@ -86,7 +86,7 @@ def given_of(what: Any) -> Given:
     if isinstance(what, Swept):
         recipes = [what.trials.recipes[lane // what.seeds] for lane in range(what.lanes)]
         paths, losses = (tuple(map(of, recipes)) for of in (path_of, loss_of))
-        return Given(what.history, what.evaluations, what.evaluation_steps, what.diverged_at, what.stopped_at, paths, losses)
+        return Given(*what.inherited(), what.evaluation_steps, what.diverged_at, what.stopped_at, paths, losses)
     if isinstance(what, Fitted):
         diverged_at = np.array([-1 if what.diverged_at is None else what.diverged_at])
         return Given(what.history, what.evaluations, what.evaluation_steps, diverged_at, None)

@@ -88,8 +88,7 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     plots.write_sweep(place / "sweep.png", rows, space, metric, title=title)
     plots.write_curves(
         place / "curves.png",
-        swept.history,
-        swept.evaluations,
+        *swept.inherited(),
         swept.evaluation_steps,
         swept.diverged_at,
         best=[row["trial"] * swept.seeds for row in top],

@@ -87,6 +87,21 @@ class Swept:
         own = {i: self.trials.values(i) for i in range(len(self.trials))}
         return [{"step": step, "trial": place, **values} for step, place, values in lineage(self.copies, trial, own)]
 
+    def inherited(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """`history` and `evaluations` of the lanes' states instead of their places: what a copy was before is what its source was."""
+        if not self.copies:
+            return self.history, self.evaluations
+        places = np.repeat(np.arange(self.lanes)[:, None], max(1, self.steps), 1)
+        for copy in self.copies:  # in order, so that the source's own past is in its row already
+            to, source = (slice(trial * self.seeds, (trial + 1) * self.seeds) for trial in (copy.to, copy.source))
+            places[to, : copy.step] = places[source, : copy.step]
+        at, after = places[:, :: self.history_every], places[:, np.maximum(self.evaluation_steps - 1, 0)]
+
+        def along(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: np.take_along_axis(values, rows[:, : values.shape[1]], 0) for name, values in columns.items()}
+
+        return along(self.history, at), along(self.evaluations, after)
+
     def status(self, lane: int) -> str:
         """ "ok", "stopped" or "diverged"."""
         return "diverged" if self.diverged_at[lane] >= 0 else "stopped" if self.stopped_at[lane] >= 0 else "ok"
@@ -97,11 +112,12 @@ class Swept:
         train_loss is the mean of the last twentieth of the steps, since a single batch's loss is noise. Of a lane that was stopped early
         the metrics are those it had then.
         """
-        window = max(1, self.history["loss"].shape[1] // 20)
+        history, evaluations = self.inherited()
+        window = max(1, history["loss"].shape[1] // 20)
         failed = self.diverged_at >= 0
-        losses = [_last(row, window) for row in self.history["loss"]]
+        losses = [_last(row, window) for row in history["loss"]]
         columns = {"train_loss": np.where(failed, np.nan, [row.mean() if row.size else np.nan for row in losses])}
-        for name, values in self.evaluations.items():
+        for name, values in evaluations.items():
             finals = [row[-1] if (row := _last(lane, 1)).size else np.nan for lane in values]
             columns[f"held_out_{name}"] = np.where(failed, np.nan, finals)
             best = np.fmax if f"held_out_{name}" in HIGHER_IS_BETTER else np.fmin
