@@ -130,11 +130,13 @@ def sweep(
         check_alike({"config": str(experiment.resolved), "--plan": str(layout)})
         place = from_first(lambda: _claimed(experiment, out, resume=resume, overwrite=overwrite, join=join))
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
-        typer.echo(f"{experiment.name}: {count} recipes{many}, {run.steps} steps of {run.batch_size} examples, on ", nl=False)
+        sizes = trials.space.get("run.batch_size")
+        examples = " or ".join(f"{size:.0f}" for size in (sizes.arguments if sizes else [run.batch_size]))
+        typer.echo(f"{experiment.name}: {count} recipes{many}, {run.steps} steps of {examples} examples, on ", nl=False)
         data: dict[str, Any] = {"train": experiment.task.train, "evaluate": experiment.task.evaluate, "run": run, "seeds": seeds}
-        layout = layout or plan_lanes(experiment.model, trials, **data, stop=stop)
+        layout = layout or plan_lanes(experiment.build, trials, **data, stop=stop)
         typer.echo(layout)
-        groups = by_structure(trials.recipes)
+        groups = by_structure(trials)
         if len(groups) > 1 and asked is None:
             results.show_structures([(trials.labels(group[0]), len(group), seeds * len(group)) for group in groups])
         if asked is not None:
@@ -146,23 +148,23 @@ def sweep(
         data |= {"plan": layout, "checkpoint": place / folder.STATE, "save_every": save_every}
         with progress.progress(run.steps, lanes, quiet=quiet, lane_steps=lane_steps) as tell:
             if join:
-                work(experiment.model, trials, **data, on_chunk=[tell, stop_if_interrupted])
+                work(experiment.build, trials, **data, on_chunk=[tell, stop_if_interrupted])
             elif asked is not None:
                 how: dict[str, Any] = {"count": count, "rounds": rounds, "sampler": asked.optuna_sampler(), "seed": asked.seed}
                 how |= {"storage": storage, "name": experiment.name, "stop": stop, "on_chunk": [tell, stop_if_interrupted]}
-                swept = search(experiment.model, experiment.recipe, asked.space, **data, **how)
+                swept = search(experiment.build, experiment.recipe, asked.space, **data, **how)
             else:
-                swept = sweep(experiment.model, trials, **data, stop=stop, on_chunk=[tell, stop_if_interrupted])
+                swept = sweep(experiment.build, trials, **data, stop=stop, on_chunk=[tell, stop_if_interrupted])
         with _the_one_to_write(place, experiment) if join else nullcontext(True) as here:
             if here:
-                swept = sweep(experiment.model, trials, **data) if join else swept
+                swept = sweep(experiment.build, trials, **data) if join else swept
                 results.show_sweep(swept)
                 with _shown_if_not_written(place):
                     from_first(lambda: results.write_sweep(place, experiment, swept))
                 from_first(lambda: folder.remove_state(place))
                 if audit:
                     given = {key: data[key] for key in ("train", "evaluate", "run")}
-                    results.show_audit(audited(experiment.model, swept, **given, count=audit))
+                    results.show_audit(audited(experiment.build, swept, **given, count=audit))
         if (place / "best.toml").exists():
             typer.echo(f"the best recipe by itself: lossopt train {place / 'best.toml'}")
         typer.echo(place)

@@ -79,7 +79,9 @@ def read_entry(place: Path) -> Entry:
         return Entry(str(place), f"{count} recipes{seeds}, {result.steps} steps: {failure}", count, {}, flat(config) | swept)
     trial = result.best_trial()
     what = f"the best of {count} recipes{seeds}, {result.steps} steps"
-    return Entry(str(place), what, count, _of_trial(result, trial), flat(config | tables_of(result.best())) | swept)
+    return Entry(
+        str(place), what, count, _of_trial(result, trial), flat(config | tables_of(result.best())) | result.trials.structure(trial) | swept
+    )
 
 
 def _of_trial(swept: Swept, trial: int) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ from .sweep import (
     uniform,
 )
 from .sweep.population import Rule
-from .sweep.spaces import Distribution, Parts, Variant
+from .sweep.spaces import Distribution, Parts, Variant, is_structure, whole
 from .train import Run
 
 TABLES = ("data", "model", "loss", "optimizer", "schedule", "run", "sweep")
@@ -81,7 +81,7 @@ class Search:
 class Experiment:
     """A config turned into objects. resolved: the whole of it as plain values, defaults filled in, which reproduces the run.
 
-    trials: what is swept; of a search the first round.
+    trials: what is swept; of a search the first round. build: the model with some of its numbers replaced, as `sweep` takes it.
     """
 
     name: str
@@ -94,10 +94,40 @@ class Experiment:
     stop: Rule | None
     search: Search | None
     resolved: dict[str, Any]
+    build: Callable[..., Model]
 
-    def resolved_with(self, recipe: Recipe) -> dict[str, Any]:
-        """The config of one recipe, such as the best of a sweep, with all else as here."""
-        return {key: value for key, value in (self.resolved | tables_of(recipe)).items() if key != "sweep"}
+    def resolved_with(self, recipe: Recipe, structure: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The config of one recipe, such as the best of a sweep, with all else as here. structure: as `Trials.structure` gives it."""
+        config = {key: value for key, value in (self.resolved | tables_of(recipe)).items() if key != "sweep"}
+        for path, value in (structure or {}).items():
+            table, _, name = path.partition(".")
+            config[table] = config[table] | {name: list(value) if isinstance(value, tuple) else value}
+        return config
+
+
+class Structure(typing.NamedTuple):
+    """What a swept model or batch size is checked against. model: the [model] table, whole."""
+
+    model: dict[str, Any]
+    task: data.Task
+    run: Run
+
+    def choice(self, value: Any, where: str, path: str) -> Distribution:
+        """A distribution of a number of the model's or of the batch size: each of its values is compiled, so they are listed."""
+        table, _, key = path.partition(".")
+        valid = [key for key in self.model if key not in ("name", "output_shape")] if table == "model" else ["batch_size"]
+        if key not in valid:
+            raise ConfigError(f"{where}: of the {table} there is no {key!r} to sweep; {nearest(key, valid)}")
+        if not isinstance(value, Mapping) or list(value) != ["choice"] or not isinstance(value["choice"], list) or not value["choice"]:
+            raise ConfigError(f"{where} must list its values, {{ choice = [...] }}, since each is compiled by itself, got {value!r}")
+        for one in value["choice"]:
+            if table == "model":
+                _model(self.model | {key: one}, self.task)
+                continue
+            most = len(self.task.train[0])
+            if isinstance(one, bool) or not isinstance(one, int | float) or one != int(one) or not 1 <= one <= most:
+                raise ConfigError(f"{where} must be whole numbers from 1 to the {most} examples there are, got {one!r}")
+        return choice(value["choice"])
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = True) -> Experiment:
@@ -141,8 +171,13 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     recipe = Recipe(**parts, clip_norm=None if clip_norm is None else np.float32(_number(clip_norm, "clip_norm", "clip_norm")))
     _check_warmup({path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0})
     model, module = _model(config.get("model", {}), task)
+
+    def build(**values: Any) -> Model:
+        swept = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return _model(module | swept, task)[0] if swept else model
+
     swept = config.get("sweep")
-    trials, seeds, drawn, search = _trials(swept, recipe, run) if swept is not None else (None, 1, None, None)
+    trials, seeds, drawn, search = _trials(swept, recipe, run, Structure(module, task, run)) if swept is not None else (None, 1, None, None)
     stop = None if swept is None or "stop" not in swept else _stop(swept["stop"], run)
     if search is not None and isinstance(stop, Population):
         raise ConfigError(f"sweep.stop: a population changes the numbers that {search.sampler} asks for: take another sweep.sampler")
@@ -154,7 +189,7 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     resolved["run"] = {key: value for key, value in dataclasses.asdict(run).items() if value is not None}
     if drawn is not None:
         resolved["sweep"] = drawn if stop is None else drawn | {"stop": stop._asdict()}
-    return Experiment(name, task, model, recipe, run, trials, seeds, stop, search, resolved)
+    return Experiment(name, task, model, recipe, run, trials, seeds, stop, search, resolved, build)
 
 
 def parse_plan(text: str) -> LanePlan:
@@ -253,6 +288,8 @@ def _model(table: Mapping[str, Any], task: data.Task) -> tuple[Model, dict[str, 
                 raise ConfigError(f"{where} must be {list(task.output_shape)} for this data, got {value!r}")
         else:
             values[key] = _number(value, where, key)
+            if isinstance(default, int) and (value != int(value) or value < 1):
+                raise ConfigError(f"{where} must be an integer of at least 1, got {value!r}")
             if key == "dropout" and values[key] not in DECAY:
                 raise ConfigError(f"{where} must be {DECAY}, got {value!r}")
     return from_linen(module(**values)), {"name": name} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
@@ -334,9 +371,9 @@ def _check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
             raise ConfigError(f"{path} must be at most {path.removesuffix('warmup')}total ({total[0]:g}), got {longest:g}")
 
 
-def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run) -> tuple[Trials, int, dict[str, Any], Search | None]:
+def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run, structure: Structure) -> tuple[Trials, int, dict[str, Any], Search | None]:
     _known(table, ("space", "count", "seeds", "seed", "sampler", "rounds", "stop"), "[sweep]")
-    space = _space(table.get("space", {}), recipe, run)
+    space = _space(table.get("space", {}), recipe, run, structure)
     if not space:
         raise ConfigError("sweep.space is empty: name a number to sweep, such as schedule.peak = { log_uniform = [1e-5, 1.0] }")
     known = {path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0}
@@ -360,14 +397,14 @@ def _trials(table: Mapping[str, Any], recipe: Recipe, run: Run) -> tuple[Trials,
             ranges = [what] if isinstance(what, Distribution) else [d for part in what.variants for d in part.space.values()]
             if wrong := [d.kind for d in ranges if isinstance(what, Parts) or d.kind != "choice"]:
                 raise ConfigError(f"sweep.space.{path} must be a choice when sweep.sampler is grid, got {wrong[0]}")
-        trials = grid(recipe, {path: d.values if isinstance(d, Distribution) else d.variants for path, d in space.items()})
+        trials = grid(recipe, {path: d.arguments if isinstance(d, Distribution) else d.variants for path, d in space.items()})
         drawn.pop("count")
     elif search is not None:
         drawn["rounds"] = search.rounds
         trials = sample(recipe, space, count=search.count // search.rounds, seed=drawn["seed"])
     else:
         trials = sample(recipe, space, count=drawn["count"], seed=drawn["seed"], sampler=getattr(samplers, drawn["sampler"]))
-    return trials, drawn["seeds"], drawn | {"space": {path: _plain_space(what) for path, what in space.items()}}, search
+    return trials, drawn["seeds"], drawn | {"space": {path: _plain_space(what, is_structure(path)) for path, what in space.items()}}, search
 
 
 def _search(space: dict[str, Distribution | Parts], drawn: Mapping[str, Any]) -> Search:
@@ -380,9 +417,9 @@ def _search(space: dict[str, Distribution | Parts], drawn: Mapping[str, Any]) ->
     return Search(space, count, rounds, sampler, drawn["seed"])
 
 
-def _plain_space(what: Distribution | Parts) -> Any:
+def _plain_space(what: Distribution | Parts, listed: bool = False) -> Any:
     if isinstance(what, Distribution):
-        return {what.kind: what.arguments}
+        return {what.kind: [v if isinstance(v, tuple) else whole(v) for v in what.arguments] if listed else what.arguments}
     # The swept ones in the order in which they are drawn.
     kept = [{name: v for name, v in _plain(part.bound).items() if name not in part.space} for part in what.variants]
     return [table | {name: _plain_space(d) for name, d in part.space.items()} for table, part in zip(kept, what.variants, strict=True)]
@@ -407,7 +444,7 @@ def _stop(table: Any, run: Run) -> Rule:
     return stop
 
 
-def _space(table: Mapping[str, Any], recipe: Recipe, run: Run, prefix: str = "") -> dict[str, Distribution | Parts]:
+def _space(table: Mapping[str, Any], recipe: Recipe, run: Run, structure: Structure, prefix: str = "") -> dict[str, Distribution | Parts]:
     if not isinstance(table, Mapping):
         raise ConfigError(f"sweep.space must be a table, got {table!r}")
     space: dict[str, Distribution | Parts] = {}
@@ -418,7 +455,12 @@ def _space(table: Mapping[str, Any], recipe: Recipe, run: Run, prefix: str = "")
             space[path] = choice([_variant(part, path, f"{where}[{i}]", run) for i, part in enumerate(value)])
             continue
         if isinstance(value, Mapping) and not set(value) & set(DISTRIBUTIONS) and path not in known:
-            space |= _space(value, recipe, run, f"{path}.")  # [sweep.space] schedule.peak = {...} nests where "schedule.peak" does not
+            space |= _space(
+                value, recipe, run, structure, f"{path}."
+            )  # [sweep.space] schedule.peak = {...} nests where "schedule.peak" does not
+            continue
+        if is_structure(path):
+            space[path] = structure.choice(value, where, path)
             continue
         if path not in known:
             raise ConfigError(f"{where}: the recipe has no number {path!r}; {nearest(path, known)}")

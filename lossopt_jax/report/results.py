@@ -80,7 +80,7 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
         folder.write_csv(place / "copies.csv", [_copy_row(copy) for copy in swept.copies])
     folder.write_npz(place / "history.npz", _arrays(swept) | {"diverged_at": swept.diverged_at, "stopped_at": swept.stopped_at})
     if top and experiment is not None:
-        write_config(place, experiment.resolved_with(swept.best()), "best.toml")
+        write_config(place, experiment.resolved_with(swept.best(), swept.trials.structure(swept.best_trial())), "best.toml")
     if top and swept.places[swept.best_lane()] is not None:
         folder.write_bytes(place / "best_params.msgpack", _state_bytes(swept.state(swept.best_lane())))
     folder.write_json(place / "summary.json", _head(place, experiment, "sweep") | _sweep_summary(swept, rows, bool(top)) | _machine())

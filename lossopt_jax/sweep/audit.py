@@ -1,5 +1,6 @@
 """Trust, checked: lanes of a finished sweep run again, each alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,22 @@ from .result import Swept
 from .run import sweep
 
 
-def audit(model: Model, swept: Swept, *, train: Any, evaluate: Any = None, run: Run, count: int = 3, seed: int = 0) -> list[dict[str, Any]]:
+def audit(
+    model: Model | Callable[..., Model],
+    swept: Swept,
+    *,
+    train: Any,
+    evaluate: Any = None,
+    run: Run,
+    count: int = 3,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
     """Run `count` random lanes again, each alone under the sweep's plan; a row each: lane, trial, seed, steps compared, difference.
 
     difference: the largest |a - b| / |b| of the training loss over the steps that the lane ran in the sweep, infinite where one of them
     diverged and the other did not. 0 is what to expect: a lane's bits do not depend on its neighbours. Where the sweep had several
     structures and chose its plan itself, groups of another width than the first may differ in the last bits.
-    train, evaluate, run: as the sweep had them.
+    model, train, evaluate, run: as the sweep had them.
     """
     if count < 1:
         raise ValueError(f"audit: count must be at least 1, got {count}")
@@ -30,8 +40,8 @@ def audit(model: Model, swept: Swept, *, train: Any, evaluate: Any = None, run: 
     for lane in sorted(np.random.default_rng(seed).choice(own, min(count, len(own)), replace=False).tolist()):
         trial, own_seed = divmod(lane, swept.seeds)
         plan = LanePlan(swept.plan.devices, swept.plan.width)
-        its = replace(run, seed=run.seed + own_seed)
-        alone = sweep(model, [swept.trials.recipes[trial]], train=train, evaluate=evaluate, run=its, plan=plan)
+        own_model, its = swept.trials.setup(trial, model, replace(run, seed=run.seed + own_seed))
+        alone = sweep(own_model, [swept.trials.recipes[trial]], train=train, evaluate=evaluate, run=its, plan=plan)
         ended = int(swept.stopped_at[lane])
         there, here = swept.history["loss"][lane], alone.history["loss"][0]
         if ended >= 0:

@@ -31,7 +31,7 @@ class Lost(Exception):
 
 
 def work(
-    model: Model,
+    model: Model | Callable[..., Model],
     trials: Trials | Sequence[Any],
     *,
     train: Any,

@@ -1,7 +1,6 @@
 """Where lanes run: over how many devices, how many side by side on each, the rest in turn."""
 
 import math
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from ..hosts import from_first
 from ..models import Model
 from ..recipe import Recipe
 from ..step import check_recipe, init_state
+from .spaces import Trials
 
 CPU_WIDTH = 8
 ACCELERATOR_WIDTH = 256
@@ -57,13 +57,13 @@ def default_plan(model: Model, inputs: PyTree, lanes: int) -> LanePlan:
     return LanePlan(devices, min(width, math.ceil(lanes / devices)))
 
 
-def by_structure(recipes: Sequence[Recipe]) -> list[list[int]]:
-    """The indices of the recipes that share a program, one structure after another."""
+def by_structure(trials: Trials) -> list[list[int]]:
+    """The indices of the trials that share a program, one structure after another."""
     groups: dict[Any, list[int]] = {}
-    for i, recipe in enumerate(recipes):
+    for i, recipe in enumerate(trials.recipes):
         check_recipe(recipe)
         shapes = tuple(np.shape(number) for number in jax.tree.leaves(recipe))  # boundaries of another count are another program too
-        groups.setdefault((jax.tree.structure(recipe), shapes), []).append(i)
+        groups.setdefault((jax.tree.structure(recipe), shapes, tuple(trials.structure(i).items())), []).append(i)
     return list(groups.values())
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class MeasuredPlan(LanePlan):
 
 
 def plan_lanes(
-    model: Model,
+    model: Model | Callable[..., Model],
     trials: Trials | Sequence[Recipe],
     *,
     train: Any,
@@ -75,7 +75,7 @@ def plan_lanes(
 
 
 def planned(
-    model: Model,
+    model: Model | Callable[..., Model],
     trials: Trials,
     data: Batch,
     held_out: Batch | None,
@@ -86,7 +86,9 @@ def planned(
 ) -> MeasuredPlan:
     """`plan_lanes` of data that is ready."""
     began = _process_0s_clock()
-    recipes = [trials.recipes[i] for i in max(by_structure(trials.recipes), key=len)]
+    members = max(by_structure(trials), key=len)
+    recipes = [trials.recipes[i] for i in members]
+    model, run = trials.setup(members[0], model, run)
     group = Group(model, recipes, data, held_out, run, seeds, stop)
     known = from_first(lambda: _remembered(group))
     if known is not None and seconds is None:

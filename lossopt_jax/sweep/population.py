@@ -10,7 +10,7 @@ import numpy as np
 from ..recipe import Recipe, bind, numbers, with_numbers
 from ..schedules import piecewise_constant
 from .rungs import Stop
-from .spaces import Distribution, Trials
+from .spaces import Distribution, Trials, is_structure
 
 PERTURBED = 0.2  # of a number: it becomes 0.8 or 1.2 times itself
 
@@ -75,7 +75,7 @@ class Population(NamedTuple):
         copies = []
         for to in worst:
             source = best[rng.integers(len(best))]
-            after = {path: self._explored(value, space[path], rng) for path, value in rows[source].items()}
+            after = {p: value if is_structure(p) else self._explored(value, space[p], rng) for p, value in rows[source].items()}
             copies.append(Copy(step, int(to), int(source), int(diverged_at[to]), rows[to], after))
         return copies
 

@@ -166,7 +166,7 @@ def compiled_for(
     return _compiled(model, structure, tuple(shapes), plan, plan.padded(room) // plan.devices, chunk_length(run), run.batch_size, x64)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _compiled(
     model: Model, structure: Any, shapes: tuple[Any, ...], plan: LanePlan, per_device: int, steps: int, batch_size: int, x64: bool
 ) -> "Future[Compiled]":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from .stopping import Running, run_populations, run_waves
 
 
 def sweep(
-    model: Model,
+    model: Model | Callable[..., Model],
     trials: Trials | Sequence[Any],
     *,
     train: Any,
@@ -43,6 +44,9 @@ def sweep(
 
     trials: from `sample` or `grid`, or any recipes; those of one structure share a program, each further structure compiles its own,
     while the one before it runs. More lanes than fit into memory run in waves of the same program.
+    model: where numbers of it are swept ("model.width") a function of them, by keyword, that gives the model: `lambda width: ...`. Every
+        lane takes `run.steps` steps, so with "run.batch_size" swept those of larger batches see more examples. `Trials.setup` gives the
+        model and the run of a trial, such as `swept.best_trial()`.
     train, evaluate, run, on_chunk, checkpoint, save_every: as in `fit`; a callback sees metrics [lanes, steps] of the wave that runs.
         A sweep may be gone on with on another number of devices.
         Where `jax.distributed.initialize` has made one mesh of several processes, all call this alike, with the same arguments, lanes
@@ -71,10 +75,10 @@ def finished(job: "Job", on_chunk: Callbacks = ()) -> Swept:
         return wave
 
     if isinstance(stop, Population):
-        ends, copies, trials = run_populations(begin, members, job.order, job.trials, run, seeds, stop, job.folder)
+        ends, copies, trials = run_populations(begin, members, job.trials, run, seeds, stop, job.folder)
         trials = with_schedules(trials, copies)
     else:
-        ends, copies, trials = run_waves(begin, members, job.order, job.trials, run, seeds, stop), [], job.trials
+        ends, copies, trials = run_waves(begin, members, job.trials, run, seeds, stop), [], job.trials
     lane = np.concatenate([np.repeat(some, seeds) * seeds + np.tile(np.arange(seeds), len(some)) for some in members])
     back = np.argsort(lane)
     places = [(wave, int(place)) for wave, end in enumerate(ends) for place in order_of(end.carry)]
@@ -107,7 +111,7 @@ class Wave(NamedTuple):
 class Job(NamedTuple):
     """A sweep, ready to run wave by wave, in any order and by any process."""
 
-    model: Model
+    model: Model | Callable[..., Model]
     trials: Trials
     data: Batch
     held_out: Batch | None
@@ -123,33 +127,41 @@ class Job(NamedTuple):
     def run_wave(self, i: int, on_chunk: Callbacks = ()) -> tuple[Point, float]:
         """Where the wave ends, and the seconds it waited for its program; what its folder holds of it is not run again."""
         wave = self.begin(i, on_chunk)
-        end = host_loop(wave.program, self.run, self.order, wave.point, wave.tellers)
+        end = host_loop(wave.program, self.run, wave.order, wave.point, wave.tellers)
         wave.save()
         return end, wave.program.compile_seconds
 
     def begin(self, i: int, on_chunk: Callbacks = ()) -> Running:
         """The wave at its first step, or where its folder has it."""
-        lanes, wave = self._lanes(i), self.waves[i]
-        program = lanes_program(self.model, lanes, self.data, self.held_out, self.run, wave.plan, wave.room, self.seed_room)
+        lanes, own = self._lanes(i), self._asked(i)
+        program = lanes_program(*own)
         if i + 1 < len(self.waves):  # compiled while this one runs
-            after = self.waves[i + 1]
-            compiled_for(self.model, self._lanes(i + 1), self.data, self.held_out, self.run, after.plan, after.room, self.seed_room)
+            compiled_for(*self._asked(i + 1))
         folder = None if self.folder is None else self.folder / f"wave-{i:04d}"
         tellers = [_of_wave(i, tell) for tell in ((on_chunk,) if callable(on_chunk) else on_chunk)]
-        return Running(program, *kept_start(program, (len(lanes),), tellers, folder=folder, save_every=self.save_every, asked=from_first))
+        start = kept_start(program, (len(lanes),), tellers, folder=folder, save_every=self.save_every, asked=from_first)
+        return Running(program, *start, partial(self._order, self._setup(i)[1].batch_size))
 
-    def order(self, first: int, count: int) -> np.ndarray:
+    def _order(self, batch_size: int, first: int, count: int) -> np.ndarray:
         """The batch indices of some steps, [seeds, count, b]; those of seeds that there is only room for are nobody's."""
         n, run = examples(self.data), self.run
-        own = np.stack([batch_indices(n, run.batch_size, run.seed + s, first, count) for s in range(self.seeds)])
+        own = np.stack([batch_indices(n, batch_size, run.seed + s, first, count) for s in range(self.seeds)])
         return np.pad(own, [(0, max(0, self.seed_room - self.seeds)), (0, 0), (0, 0)])
+
+    def _setup(self, i: int) -> tuple[Model, Run]:
+        return self.trials.setup(self.waves[i].members[0], self.model, self.run)
+
+    def _asked(self, i: int) -> tuple[Model, list[Lane], Batch, Batch | None, Run, LanePlan, int, int]:
+        """What a wave's program is compiled for."""
+        (model, run), wave = self._setup(i), self.waves[i]
+        return model, self._lanes(i), self.data, self.held_out, run, wave.plan, wave.room, self.seed_room
 
     def _lanes(self, i: int) -> list[Lane]:
         return [(self.trials.recipes[member], seed) for member in self.waves[i].members for seed in range(self.seeds)]
 
 
 def prepared(
-    model: Model,
+    model: Model | Callable[..., Model],
     trials: Trials | Sequence[Any],
     train: Any,
     evaluate: Any,
@@ -184,11 +196,15 @@ def prepared(
         "run": asdict(run),
         "seeds": seeds,
         "stop": str(stop),
+        "models and batch sizes": [str(trials.structure(i)) for i in range(len(trials))],
     }
+    most = max(trials.setup(i, model, run)[1].batch_size for i in range(len(trials)))  # a wrong name of the model's is an error here too
+    if most > max(run.batch_size, examples(data)):
+        raise ValueError(f"sweep: run.batch_size must be at most the {examples(data)} examples there are, got {most}")
     if jax.process_count() > 1:
         check_alike({name: fingerprint(value) for name, value in same.items()} | {"plan": str(plan and plan[:2])})
     plan = planned(model, trials, data, held_out, run, seeds, stop) if plan is None else checked_plan(plan)
-    waves = _waves(model, trials, data, seeds, plan, parts, room)
+    waves = _waves(model, trials, data, run, seeds, plan, parts, room)
     if checkpoint is not None:
         mine = [[wave.members, wave.plan.width, wave.room] for wave in waves]
         kept = from_first(lambda: same_run(checkpoint, same, waves=mine))["waves"]
@@ -199,10 +215,13 @@ def prepared(
     return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0), stop, seed_room)
 
 
-def _waves(model: Model, trials: Trials, data: Batch, seeds: int, plan: LanePlan, parts: int, room: int) -> list[Wave]:
+def _waves(
+    model: Model | Callable[..., Model], trials: Trials, data: Batch, run: Run, seeds: int, plan: LanePlan, parts: int, room: int
+) -> list[Wave]:
     waves = []
-    for members in by_structure(trials.recipes):
-        lanes = lanes_at_once(model, trials.recipes[members[0]], max(len(members), room), seeds, data, plan)
+    for members in by_structure(trials):
+        own = trials.setup(members[0], model, run)[0]
+        lanes = lanes_at_once(own, trials.recipes[members[0]], max(len(members), room), seeds, data, plan)
         narrow = min(plan.width, -(-lanes // plan.devices))  # a plan that was asked for stays as it is: bits depend on the width
         chosen = LanePlan(plan.devices, narrow if isinstance(plan, MeasuredPlan) else plan.width)
         turn = max(1, chosen.devices * chosen.width // seeds)

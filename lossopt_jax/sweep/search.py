@@ -24,7 +24,7 @@ from .spaces import Distribution, Space, Trials, columns_of, rows_of, trials_of
 
 
 def search(
-    model: Model,
+    model: Model | Callable[..., Model],
     recipe: Recipe,
     space: Space,
     *,
@@ -134,7 +134,7 @@ def _suggested(trial: Any, space: Space) -> dict[str, float]:
 
     def number(path: str, d: Distribution) -> float:
         if d.kind == "choice":
-            return float(trial.suggest_categorical(path, d.values))
+            return d.code(trial.suggest_categorical(path, d.labels or d.values))
         if d.kind == "int_uniform":
             return float(trial.suggest_int(path, int(d.low), int(d.high)))
         return d.low if d.kind == "fixed" else float(trial.suggest_float(path, d.low, d.high, log=d.kind == "log_uniform"))
@@ -158,7 +158,8 @@ def _params(optuna: Any, space: Space, row: Mapping[str, float]) -> tuple[dict[s
 
     def add(path: str, d: Distribution) -> None:
         if d.kind == "choice":
-            params[path], kinds[path] = row[path], optuna.distributions.CategoricalDistribution(d.values)
+            value = d.labels[int(row[path])] if d.labels else row[path]
+            params[path], kinds[path] = value, optuna.distributions.CategoricalDistribution(d.labels or d.values)
         elif d.kind == "int_uniform":
             params[path], kinds[path] = int(row[path]), optuna.distributions.IntDistribution(int(d.low), int(d.high))
         elif d.kind != "fixed":

@@ -1,14 +1,19 @@
 """What to try: distributions over the numbers of a recipe and over its parts, and the trials drawn from them."""
 
+import functools
+import inspect
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from ..recipe import Bound, Recipe, bind, numbers, with_numbers
+from ..models import Model
+from ..recipe import Bound, Recipe, bind, nearest, numbers, with_numbers
+from ..train import Run
 from .samplers import sobol
 
 CUT = 3.0  # standard deviations
@@ -17,7 +22,7 @@ CUT = 3.0  # standard deviations
 class Distribution(NamedTuple):
     """A swept number. kind: the name of the function that makes it; low and high are its ends.
 
-    values: a choice's, or the mean and standard deviation of a normal. labels: names for a choice's values, where it is of parts.
+    values: a choice's, or the mean and standard deviation of a normal. labels: names for a choice's values, where they are no numbers.
     """
 
     kind: str
@@ -27,8 +32,10 @@ class Distribution(NamedTuple):
     labels: tuple[str, ...] = ()
 
     @property
-    def arguments(self) -> list[float]:
+    def arguments(self) -> list[Any]:
         """What its function was called with."""
+        if self.labels:
+            return [read_label(label) for label in self.labels]
         return list(self.values) or ([self.low] if self.kind == "fixed" else [self.low, self.high])
 
     def quantile(self, u: np.ndarray) -> np.ndarray:
@@ -78,8 +85,7 @@ class Parts(NamedTuple):
         return tuple(name if not count else f"{name}-{count + 1}" for name, count in zip(names, before, strict=True))
 
     def column(self) -> Distribution:
-        count = len(self.variants)
-        return Distribution("choice", 0.0, count - 1.0, tuple(map(float, range(count))), self.labels())
+        return _labelled(self.labels())
 
 
 Space = Mapping[str, Distribution | Parts]
@@ -117,11 +123,13 @@ def fixed(value: float) -> Distribution:
 
 
 @overload
-def choice(values: Sequence[float]) -> Distribution: ...
+def choice(values: Sequence[float] | Sequence[str] | Sequence[Sequence[int]]) -> Distribution: ...
 @overload
 def choice(values: Sequence[Bound | Variant]) -> Parts: ...
 def choice(values: Sequence[Any]) -> Distribution | Parts:
     """One of some numbers; or, for the path of a part of the recipe, one of some bound functions, each perhaps a `variant`.
+
+    For a path such as "model.widths" also one of some lists of integers, or of some words.
 
     >>> import lossopt_jax as lo
     >>> adamw = lo.variant(lo.optimizers.adamw, weight_decay=lo.log_uniform(1e-5, 1e-1))
@@ -134,7 +142,18 @@ def choice(values: Sequence[Any]) -> Distribution | Parts:
         if wrong:
             raise TypeError(f"choice: of parts each must be a lo.bind(...) or lo.variant(...), got {wrong[0]!r}")
         return Parts(tuple(value if isinstance(value, Variant) else Variant(value, {}) for value in values))
+    if any(isinstance(value, str | Sequence) for value in values):
+        return _labelled(tuple(value if isinstance(value, str) else json.dumps(list(value)) for value in values))
     return Distribution("choice", float(min(values)), float(max(values)), tuple(map(float, values)))
+
+
+def read_label(label: str) -> Any:
+    """The value of a label: a list of integers as a tuple, a word as it is."""
+    return tuple(json.loads(label)) if label.startswith("[") else label
+
+
+def _labelled(labels: tuple[str, ...]) -> Distribution:
+    return Distribution("choice", 0.0, len(labels) - 1.0, tuple(map(float, range(len(labels)))), labels)
 
 
 def variant(fn: Callable[..., Any], **values: Any) -> Variant:
@@ -145,6 +164,7 @@ def variant(fn: Callable[..., Any], **values: Any) -> Variant:
     0.99
     """
     space = {name: value for name, value in values.items() if isinstance(value, Distribution)}
+    _check_numbers(space)
     middle = {name: float(distribution.quantile(np.array(0.5))) for name, distribution in space.items()}
     bound = bind(fn, **{**values, **middle})
     with_numbers(bound, middle)  # a flag cannot be drawn from a range
@@ -161,7 +181,8 @@ def _checked(kind: str, low: float, high: float) -> Distribution:
 class Trials:
     """Recipes to compare. recipes: one a trial. space: path -> distribution of each swept number, and of each choice of parts, labelled.
 
-    drawn: of each trial what it drew, path -> number or label; a number of another part than the trial's is NaN.
+    drawn: of each trial what it drew, path -> number or label; a number of another part than the trial's is NaN. What is not of the
+        recipe ("run.batch_size", "model.width") is here only; see `setup`.
     """
 
     recipes: tuple[Recipe, ...]
@@ -178,11 +199,70 @@ class Trials:
         own = numbers(self.recipes[trial])
         return {path: float(own[path]) for path in self.space}
 
+    def structure(self, trial: int) -> dict[str, Any]:
+        """The swept values of one trial that are not of its recipe, by path: "run.batch_size" and those of the model."""
+        own = {path: value for path, value in self.values(trial).items() if is_structure(path)}
+        return {path: read_label(value) if isinstance(value, str) else value for path, value in own.items()}
+
+    def setup(self, trial: int, model: Model | Callable[..., Model], run: Run) -> tuple[Model, Run]:
+        """What one trial's recipe runs with: `fit` with these is the lane. model, run: as `sweep` had them."""
+        own: dict[str, dict[str, Any]] = {"model": {}, "run": {}}
+        for path, value in self.structure(trial).items():
+            table, _, name = path.partition(".")
+            own[table][name] = value
+        return _built(model, tuple(own["model"].items())), replace(run, **own["run"])
+
     def labels(self, trial: int) -> str:
-        """The names of the parts that a trial drew, or of all its parts."""
-        chosen = [value for value in self.values(trial).values() if isinstance(value, str)]
+        """What of its structure a trial drew: names of parts, batch size, numbers of the model; or the names of all its parts."""
+        drawn = self.values(trial).items()
+        chosen = [value for path, value in drawn if isinstance(value, str) and not is_structure(path)]
+        chosen += [f"{path.partition('.')[2]} {value}" for path, value in drawn if is_structure(path)]
         recipe = self.recipes[trial]
         return ", ".join(chosen or [_name(part) for part in (recipe.loss, recipe.optimizer, recipe.schedule)])
+
+
+def whole(number: float) -> float:
+    """The number, as an integer where it is one: of what is a width or a batch size floats are made by drawing only."""
+    return int(number) if number == int(number) else number
+
+
+def is_structure(path: str) -> bool:
+    """Whether the path is of what a recipe runs with: of the model or of the run."""
+    return path.partition(".")[0] in ("model", "run")
+
+
+@functools.lru_cache(maxsize=256)  # the same model for the same numbers: programs are compiled by model
+def _built(model: Model | Callable[..., Model], values: tuple[tuple[str, Any], ...]) -> Model:
+    names = ", ".join(name for name, _ in values)
+    if isinstance(model, Model):
+        if values:
+            raise TypeError(f"sweep: model.{names} is swept, so model must be a function of {names} that gives a Model, got a Model")
+        return model
+    known = inspect.signature(model).parameters
+    for name, _ in values:
+        if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise KeyError(f"sweep: the model has no keyword {name!r}; {nearest(name, known)}")
+    built = model(**dict(values))
+    if not isinstance(built, Model):
+        raise TypeError(f"sweep: model must give a Model such as lo.from_linen(...), got {type(built).__name__}")
+    return built
+
+
+def _check_numbers(space: Mapping[str, Distribution]) -> None:
+    for path, what in space.items():
+        if what.labels:
+            raise TypeError(f"sample: {path!r} is a number: its choice must be of numbers, got {what.arguments}")
+
+
+def _check_structure(path: str, what: Distribution | Parts) -> None:
+    if not isinstance(what, Distribution) or what.kind not in ("choice", "fixed"):
+        raise TypeError(
+            f"sample: each value of {path!r} compiles a program of its own: list them, as lo.choice([16, 32, 64]), got {what!r}"
+        )
+    if path.startswith("run.") and path != "run.batch_size":
+        raise KeyError(f"sample: of a run only run.batch_size can be swept, got {path!r}")
+    if path == "run.batch_size" and (wrong := [v for v in what.arguments if not isinstance(v, float) or v < 1 or v != int(v)]):
+        raise ValueError(f"sample: run.batch_size must be a whole number of at least 1, got {wrong[0]!r}")
 
 
 def _name(part: Bound) -> str:
@@ -194,6 +274,8 @@ def sample(recipe: Recipe, space: Space, *, count: int, seed: int = 0, sampler: 
 
     space: dotted path of a number of the recipe -> distribution, e.g. {"schedule.peak": log_uniform(1e-5, 1.0)}; or a part of the
         recipe, such as "optimizer", -> `choice` of parts with numbers of their own. Such a number's path is "<function>.<name>".
+        "run.batch_size" and the numbers of the model, such as "model.width", -> `choice`: each value is a structure of its own, and
+        `sweep` takes a function of the model's numbers as its model.
     sampler: (count, dimensions, seed) -> points of the unit cube [count, dimensions]; see `samplers`. The same seed gives the same trials.
     Bousquet et al. (2017, arXiv:1706.03200) on quasi-random search.
 
@@ -231,11 +313,16 @@ def columns_of(recipe: Recipe, space: Space) -> dict[str, Distribution]:
     for path, what in space.items():
         if not isinstance(what, Distribution | Parts):
             raise TypeError(f"sample: {path!r} needs a distribution such as lo.log_uniform(1e-5, 1.0), got {what!r}")
+        if is_structure(path):
+            _check_structure(path, what)
+            continue
         if path in parts and path not in ("loss", "optimizer", "schedule"):
             raise KeyError(f"sample: a choice of parts is for loss, optimizer or schedule, got {path!r}")
         if path not in parts and path.partition(".")[0] in parts:
             raise ValueError(f"sample: {path!r} is of a part that is chosen: give it to the parts that have it, by lo.variant")
-    with_numbers(recipe, {path: 0.0 for path in space if path not in parts})  # a wrong path is an error before anything is drawn
+    own = {path: what for path, what in space.items() if isinstance(what, Distribution) and not is_structure(path)}
+    _check_numbers(own)
+    with_numbers(recipe, dict.fromkeys(own, 0.0))  # a wrong path is an error before anything is drawn
     columns: dict[str, Distribution] = {}
     for path, what in space.items():
         if isinstance(what, Distribution):
@@ -263,6 +350,10 @@ def trials_of(recipe: Recipe, space: Space, rows: Sequence[Mapping[str, float]])
     for row in rows:
         mine, own = recipe, dict[str, Any](dict.fromkeys(columns, math.nan))
         for path, what in space.items():
+            if isinstance(what, Distribution) and is_structure(path):
+                number = row[path]
+                own[path] = what.labels[int(number)] if what.labels else whole(number)
+                continue
             if isinstance(what, Distribution):
                 mine, own[path] = with_numbers(mine, {path: row[path]}), float(np.float32(row[path]))
                 continue

@@ -20,18 +20,21 @@ from .spaces import Trials
 
 
 class Running(NamedTuple):
-    """A wave under way; the last three as `kept_start` gives them."""
+    """A wave under way; point, tellers and save as `kept_start` gives them.
+
+    order: (first step, count) -> batch indices [seeds, count, b].
+    """
 
     program: Program
     point: Point
     tellers: Sequence[Callable[[Progress], None]]
     save: Callable[[], None]
+    order: Callable[[int, int], np.ndarray]
 
 
 def run_waves(
     begin: Callable[[int], Running],
     waves: Sequence[list[int]],
-    order: Callable[[int, int], np.ndarray],
     trials: Trials,
     run: Run,
     seeds: int,
@@ -50,7 +53,7 @@ def run_waves(
     scores, running, ends = np.full(came.shape, np.nan), dict[int, Running](), dict[int, Point]()
     for w, k in stages:
         now = running[w] = running.get(w) or begin(w)
-        point = host_loop(now.program, run, order, now.point, now.tellers, rungs, (*rungs, None)[k])
+        point = host_loop(now.program, run, now.order, now.point, now.tellers, rungs, (*rungs, None)[k])
         running[w], members = now._replace(point=point), waves[w]
         if stop is None or k == len(rungs):
             now.save()
@@ -70,7 +73,6 @@ def run_waves(
 def run_populations(
     begin: Callable[[int], Running],
     waves: Sequence[list[int]],
-    order: Callable[[int, int], np.ndarray],
     trials: Trials,
     run: Run,
     seeds: int,
@@ -85,7 +87,7 @@ def run_populations(
     for w, members in enumerate(waves):
         part = Trials(tuple(trials.recipes[i] for i in members), trials.space, tuple(trials.values(i) for i in members))
         path = None if folder is None else folder / f"copies-{w:04d}.json"
-        end, own, part = _run_population(begin(w), part, members[0], order, run, seeds, rule, path)
+        end, own, part = _run_population(begin(w), part, members[0], run, seeds, rule, path)
         ends.append(_let_go(end, waves))
         del end
         copies += [copy._replace(to=members[copy.to], source=members[copy.source]) for copy in own]
@@ -99,7 +101,6 @@ def _run_population(
     wave: Running,
     trials: Trials,
     first: int,
-    order: Callable[[int, int], np.ndarray],
     run: Run,
     seeds: int,
     rule: Population,
@@ -122,7 +123,7 @@ def _run_population(
     for k, rung in enumerate(rungs):
         if rung < point.step:
             continue
-        point = host_loop(program, run, order, point, wave.tellers, rungs, rung)
+        point = host_loop(program, run, wave.order, point, wave.tellers, rungs, rung)
         failed = point.diverged_at.reshape(-1, seeds)
         diverged_at = np.where(failed < 0, run.steps, failed).min(1)
         scores = np.where(diverged_at < run.steps, np.nan, _scores(point, k, run, rungs, seeds, trials))
@@ -138,7 +139,7 @@ def _run_population(
             back = np.repeat(np.isin(np.arange(len(trials)), [copy.to for copy in new]), seeds)
             sources = (sources[:, None] * seeds + np.arange(seeds)).ravel()
             point = goes_on(point, sources, np.where(back, -1, point.diverged_at))
-    end = host_loop(program, run, order, point, wave.tellers, rungs)
+    end = host_loop(program, run, wave.order, point, wave.tellers, rungs)
     wave.save()
     return end, copies, trials
 
