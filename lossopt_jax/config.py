@@ -419,7 +419,7 @@ def _search(space: dict[str, Distribution | Parts], drawn: Mapping[str, Any]) ->
 
 def _plain_space(what: Distribution | Parts, listed: bool = False) -> Any:
     if isinstance(what, Distribution):
-        return {what.kind: [v if isinstance(v, tuple) else whole(v) for v in what.arguments] if listed else what.arguments}
+        return {what.kind: [list(v) if isinstance(v, tuple) else whole(v) for v in what.arguments] if listed else what.arguments}
     # The swept ones in the order in which they are drawn.
     kept = [{name: v for name, v in _plain(part.bound).items() if name not in part.space} for part in what.variants]
     return [table | {name: _plain_space(d) for name, d in part.space.items()} for table, part in zip(kept, what.variants, strict=True)]
