@@ -18,13 +18,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def spaces(made):
     """Of each optimizer of tune's the recipe and what is drawn of it: any rate, the decay of tune's range, what the config sweeps."""
     import lossopt_jax as lo
-    from lossopt_jax.lr_finder import _with_rate
+    from lossopt_jax.lr_finder import with_rate
     from lossopt_jax.tune import DECAY, HIGH, LOW, _families
 
     swept, found = {} if made.trials is None else made.trials.space, {}
     for label, family in _families(made.recipe, None).items():
         recipe = made.recipe._replace(optimizer=family)
-        space = {"optimizer.weight_decay": DECAY, **swept, _with_rate(recipe, 1.0)[0]: lo.log_uniform(LOW, HIGH)}
+        space = {"optimizer.weight_decay": DECAY, **swept, with_rate(recipe, 1.0)[0]: lo.log_uniform(LOW, HIGH)}
         found[label] = recipe, {path: what for path, what in space.items() if path in lo.numbers(recipe)}
     return found
 
