@@ -62,7 +62,7 @@ def train(
         from .train import fit
 
         experiment = configs.load(config, set_ or (), sweep=False)
-        place = _claimed(experiment, out, resume=resume, overwrite=overwrite)
+        place = _claimed(experiment, out, {"what": "train"}, resume=resume, overwrite=overwrite)
         typer.echo(f"{experiment.name}: 1 recipe, {experiment.run.steps} steps of {experiment.run.batch_size} examples")
         with progress.progress(experiment.run.steps, 1, quiet=quiet) as tell:
             fitted = fit(
@@ -128,7 +128,7 @@ def sweep(
         if join and coordinator is not None:
             raise configs.ConfigError("--join is for processes that run by themselves, --coordinator for those that run as one")
         check_alike({"config": str(experiment.resolved), "--plan": str(layout)})
-        place = from_first(lambda: _claimed(experiment, out, resume=resume, overwrite=overwrite, join=join))
+        place = from_first(lambda: _claimed(experiment, out, {"what": "sweep"}, resume=resume, overwrite=overwrite, join=join))
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         sizes = trials.space.get("run.batch_size")
         examples = " or ".join(f"{size:.0f}" for size in (sizes.arguments if sizes else [run.batch_size]))
@@ -200,7 +200,7 @@ def find_lr(
         asked = {"what": "range-test" if range_test else "find-lr", "--low": low, "--high": high, "--steps": run.steps}
         asked |= {} if range_test else {"--count": count, "--seeds": seeds}
         last = "range_test.png" if range_test else "find_lr.png"
-        place = _claimed(experiment, out, resume=resume, overwrite=overwrite, asked=asked, last=last)
+        place = _claimed(experiment, out, asked, resume=resume, overwrite=overwrite, last=last)
         if range_test:
             _range_test(experiment, place, run, low, high, [stop_if_interrupted])
             return
@@ -252,7 +252,7 @@ def tune(
         experiment = configs.load(config, set_ or ())
         swept = {} if experiment.trials is None else experiment.trials.space
         known = numbers(experiment.recipe)
-        place = _claimed(experiment, out, resume=resume, overwrite=overwrite)
+        place = _claimed(experiment, out, {"what": "tune"}, resume=resume, overwrite=overwrite)
 
         def on_stage(stage: Stage) -> list[Callable[[Any], None]]:
             bar.close()
@@ -397,11 +397,11 @@ def _range_test(experiment: "Experiment", place: Path, run: "Run", low: float, h
 def _claimed(
     experiment: "Experiment",
     out: Path | None,
+    asked: dict[str, Any],
     *,
     resume: bool,
     overwrite: bool,
     join: bool = False,
-    asked: dict[str, Any] | None = None,
     last: str = "curves.png",
 ) -> Path:
     """The folder to write, with its config in it; ends the command where a resumed folder is finished.
@@ -417,7 +417,7 @@ def _claimed(
         raise typer.Exit
     if not resume:
         folder.remove_state(place)
-    results.write_config(place / folder.STATE, (asked or {}) | experiment.resolved)
+    results.write_config(place / folder.STATE, asked | experiment.resolved)
     if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
         results.write_config(place, experiment.resolved)
     return place
@@ -429,7 +429,7 @@ def _the_one_to_write(place: Path, experiment: "Experiment") -> Iterator[bool]:
     from .report import folder, results
     from .sweep import Claims
 
-    while not results.finished(place, experiment.resolved):
+    while not results.finished(place, experiment.resolved, {"what": "sweep"}):
         with Claims(place / folder.STATE).held("results") as still_held:
             if still_held is not None:
                 yield True

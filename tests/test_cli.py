@@ -134,6 +134,8 @@ def test_train_writes_metrics_and_parameters_and_guards_its_folder(tmp_path, los
     assert "--resume" in refused.stderr
     done = lossopt("train", DIGITS, *SMALL, "--out", "here", "--resume")
     assert (done.returncode, "finished" in done.stdout) == (0, True)
+    command = lossopt("find-lr", DIGITS, *SMALL, "--out", "here", "--resume")
+    assert (command.returncode, "what is find-lr and was train" in command.stderr) == (2, True), command.stderr
     other = lossopt("train", DIGITS, *SMALL, "--set", "schedule.peak=0.5", "--out", "here", "--resume")
     assert (other.returncode, "another config" in other.stderr) == (2, True)
     assert (here / "summary.json").read_text() == before

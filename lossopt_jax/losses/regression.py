@@ -139,11 +139,12 @@ def msle(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     >>> msle(jnp.array([0.0, 3.0]), jnp.array([0.0, 3.0]))
     Array([0., 0.], dtype=float32)
     """
-    base = 1 + to_float32(targets)
-    ratio = _error(outputs, targets, "msle") / jnp.where(base > 0, base, jnp.nan)
+    check_same_shape(outputs, targets, loss="msle")
+    y_hat, y = to_float32(outputs), to_float32(targets)
+    base = 1 + y
+    ratio = (y_hat - y) / jnp.where(base > 0, base, jnp.nan)
     far = ratio < -0.5
-    apart = jnp.log1p(to_float32(outputs)) - jnp.log1p(to_float32(targets))
-    return jnp.square(jnp.where(far, apart, jnp.log1p(jnp.where(far, 0, ratio))))
+    return jnp.square(jnp.where(far, jnp.log1p(y_hat) - jnp.log1p(y), jnp.log1p(jnp.where(far, 0, ratio))))
 
 
 def charbonnier(outputs: jax.Array, targets: jax.Array, *, epsilon: Scalar = 1e-3) -> jax.Array:

@@ -223,7 +223,7 @@ def _title(place: Path, experiment: Any) -> str:
     return place.resolve().name if experiment is None else experiment.name
 
 
-def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any] | None = None, last: str = "curves.png") -> bool:
+def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any], last: str = "curves.png") -> bool:
     """Whether a folder holds the whole of this very run; ValueError, showing what differs, when it holds one of another config.
 
     asked: what the command was asked for beside its config: "what" and options, which its summary.json has without their dashes; also in
@@ -234,11 +234,11 @@ def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any] | None
     begun = place / folder.STATE / "config.toml"
     config = begun if begun.exists() else place / "config.toml"
     if config.exists():
-        there, here = _flat(tomllib.loads(config.read_text())), _flat((asked or {}) | resolved)
+        there, here = _flat(tomllib.loads(config.read_text())), _flat(asked | resolved)
         summary = place / "summary.json"
-        if asked and config is not begun and summary.exists():
-            known = json.loads(summary.read_text(encoding="utf-8"))
-            there |= {name: value for name in asked if (value := known.get(name.removeprefix("--"))) is not None}
+        if config is not begun:
+            known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+            there |= {name: known.get(name.removeprefix("--"), value) for name, value in asked.items()}
         differ = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if differ:
             shown = "; ".join(f"{key} is {here.get(key, 'not set')} and was {there.get(key, 'not set')}" for key in differ[:5])
