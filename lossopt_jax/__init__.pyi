@@ -26,6 +26,7 @@ from .recipe import numbers as numbers
 from .recipe import with_numbers as with_numbers
 from .recommend import Recommendation as Recommendation
 from .recommend import recommend as recommend
+from .rivals import evidence as evidence
 from .saved import load as load
 from .saved import save as save
 from .step import TrainState as TrainState

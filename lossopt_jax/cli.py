@@ -350,6 +350,47 @@ def recommend(
         typer.echo(f"lossopt train {write}, lossopt sweep {write}, lossopt tune {write}")
 
 
+@app.command()
+def evidence(
+    tasks: Annotated[str | None, typer.Option(help="Only these, such as digits_mlp,digits_cnn.", show_default=False)] = None,
+    seeds: Annotated[int, typer.Option(help="Under how many new seeds each combination runs at the best of its rates.")] = 5,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what recommend recommends against its rivals on real tasks: the table that it cites, and performance profiles."""
+    with _one_line_errors(), _interruptible() as stop_if_interrupted, ExitStack() as bar:
+        _prepare_jax()
+        from . import rivals
+        from .measured import Row
+        from .recipe import nearest
+        from .report import folder, progress, rivalry
+
+        names = list(rivals.CONTESTS) if tasks is None else tasks.split(",")
+        for name in names:
+            if name not in rivals.CONTESTS:
+                raise ValueError(f"--tasks: no task {name!r}; {nearest(name, rivals.CONTESTS)}")
+        place = folder.claim(out or folder.default_folder("evidence"), overwrite=overwrite, resume=resume)
+
+        def on_stage(lanes: int, steps: int) -> list[Callable[[Any], None]]:
+            bar.close()
+            return [bar.enter_context(progress.progress(steps, lanes, quiet=quiet)), stop_if_interrupted]
+
+        rows: list[Row] = []
+        for name in names:
+            done = rivalry.finished_rows(place, name, rivals.CONTESTS[name], seeds) if resume else None
+            typer.echo(f"{name}: {'done already' if done is not None else rivals.CONTESTS[name].summary(seeds)}")
+            if done is None:
+                done = rivals.evidence(name, seeds=seeds, on_stage=on_stage)
+                bar.close()
+                rivalry.write_rows(place, name, rivals.CONTESTS[name], seeds, done)
+            rivalry.show_rows(done)
+            rows += done
+        rivalry.write_evidence(place, rows, " ".join(["lossopt evidence", *([f"--tasks {tasks}"] if tasks else []), f"--seeds {seeds}"]))
+        typer.echo(place)
+
+
 @app.command("list")
 def list_(
     room: Annotated[str | None, typer.Argument(help="losses, optimizers or schedules [default: all].", show_default=False)] = None,

@@ -257,7 +257,10 @@ def _task(table: Mapping[str, Any]) -> data.Task:
     name = _choice(table, (*data.TASKS, "csv"), "data")
     if name != "csv":
         _known(table, ("name",), "[data]")
-        return getattr(data, name)()
+        try:
+            return getattr(data, name)()
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"data.name: {error}") from None
     _known(table, ("name", "path", "target", "kind"), "[data]")
     for key, what in (("path", "a file"), ("target", "the name of a column")):
         if not isinstance(table.get(key), str):

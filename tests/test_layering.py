@@ -10,7 +10,7 @@ PACKAGE = Path(lossopt_jax.__file__).parent
 LAYERS = [
     {"_types"},
     {"reduce", "hosts"},
-    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "watch"},
+    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "measured", "watch"},
     {"combine", "plain", "step"},
     {"train"},
     {"sweep"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"lr_finder", "range_test"},
     {"saved"},
     {"config", "diagnose", "recommend", "tune"},
-    {"compare"},
+    {"compare", "rivals"},
     {"cli"},
 ]
 
