@@ -59,7 +59,7 @@ WEIGHTED = {"name": "binary_cross_entropy", "pos_weight": 10.0}
 REGIONS = ({"name": "binary_dice"}, {"name": "binary_iou"}, {"name": "binary_cross_entropy"})
 SQUARES = (NUMBERS[1], NUMBERS[0], *NUMBERS[2:])
 COUNTED = Contest("randhie", MLP | {"widths": [32, 32]}, "mae", NUMBERS, ("adamw", "adam", "momentum"), steps=300, batch_size=64)
-# The slow ones last. Those of digits_cnn on have fewer rivals, rates and steps: a convolution's lane-step costs a hundred of an MLP's.
+# The slow ones last, with fewer rivals and rates, and the last two with fewer steps: theirs cost up to two hundred of an MLP's.
 CONTESTS = {
     "diabetes_mlp": Contest("diabetes", MLP | {"widths": [32, 32]}, "mse", SQUARES, ALL),
     "randhie_mlp": COUNTED,
@@ -67,9 +67,9 @@ CONTESTS = {
     "breast_cancer_mlp": Contest("breast_cancer", MLP, "error", YES_NO, ALL),
     "rare_cancer_mlp": Contest("rare_cancer", MLP, "balanced error", (WEIGHTED, *YES_NO), ALL, balanced=True),
     "digits_mlp": Contest("digits", MLP | {"widths": [64, 64]}, "error", CLASSES, ALL, steps=500, batch_size=64),
-    "digits_cnn": Contest("digits_images", {"name": "cnn"}, "error", CLASSES[:1], ("momentum", "adam", "adamw"), steps=150, rates=5),
+    "digits_cnn": Contest("digits_images", {"name": "cnn"}, "error", CLASSES[:1], ("momentum", "adam", "adamw"), steps=300, rates=6),
     "digits_rnn": Contest(
-        "digits_images", {"name": "rnn"}, "error", CLASSES[:1], ("adam", "rmsprop", "momentum"), steps=150, rates=4, clip_norm=1.0
+        "digits_images", {"name": "rnn"}, "error", CLASSES[:1], ("adam", "rmsprop", "momentum"), steps=300, rates=6, clip_norm=1.0
     ),
     "pasted_digits_unet": Contest(
         "pasted_digits", {"name": "unet"}, "IoU error", REGIONS, ("adam", "momentum"), steps=150, batch_size=16, rates=3
