@@ -139,8 +139,7 @@ def msle(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     >>> msle(jnp.array([0.0, 3.0]), jnp.array([0.0, 3.0]))
     Array([0., 0.], dtype=float32)
     """
-    check_same_shape(outputs, targets, loss="msle")
-    y_hat, y = to_float32(outputs), to_float32(targets)
+    y_hat, y = _pair(outputs, targets, "msle")
     base = 1 + y
     ratio = (y_hat - y) / jnp.where(base > 0, base, jnp.nan)
     far = ratio < -0.5
