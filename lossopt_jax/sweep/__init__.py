@@ -20,14 +20,14 @@ from .rungs import halving as halving
 from .rungs import hyperband as hyperband
 from .search import search as search
 from .spaces import Distribution as Distribution
-from .spaces import Trials as Trials
 from .spaces import Variant as Variant
 from .spaces import choice as choice
 from .spaces import fixed as fixed
-from .spaces import grid as grid
 from .spaces import int_uniform as int_uniform
 from .spaces import log_uniform as log_uniform
 from .spaces import normal as normal
-from .spaces import sample as sample
 from .spaces import uniform as uniform
 from .spaces import variant as variant
+from .trials import Trials as Trials
+from .trials import grid as grid
+from .trials import sample as sample

@@ -20,7 +20,7 @@ from ..models import Model
 from ..train import Run
 from .lanes import LanePlan
 from .run import Callbacks, prepared
-from .spaces import Trials
+from .trials import Trials
 
 LEASE = 60.0  # seconds
 PARTS = 16  # waves of a sweep at least, where there are lanes enough: what can be shared out

@@ -13,7 +13,7 @@ from ..hosts import from_first
 from ..models import Model
 from ..recipe import Recipe
 from ..step import check_recipe, init_state
-from .spaces import Trials
+from .trials import Trials
 
 CPU_WIDTH = 8
 ACCELERATOR_WIDTH = 256

@@ -25,7 +25,7 @@ from .lanes import LanePlan, by_structure, default_plan, free_bytes, lanes_at_on
 from .population import Rule
 from .program import Lane, compiled_for, lanes_program
 from .rungs import Stop
-from .spaces import Trials
+from .trials import Trials
 
 MOST_SECONDS, MOST_SHARE = 5.0, 0.05  # of measuring, and of the run that it is for
 MARGIN = 0.95  # another width has to take less than this share of the usual one's time

@@ -10,7 +10,8 @@ import numpy as np
 from ..recipe import Recipe, bind, numbers, with_numbers
 from ..schedules import piecewise_constant
 from .rungs import Stop
-from .spaces import Distribution, Trials, is_structure
+from .spaces import Distribution, is_structure
+from .trials import Trials
 
 PERTURBED = 0.2  # of a number: it becomes 0.8 or 1.2 times itself
 

@@ -14,7 +14,7 @@ from ..step import TrainState
 from .evidence import chances_of_best, fanova, rank_correlation, smaller_rates, smallest_rate, wider
 from .lanes import LanePlan
 from .population import Copy, lineage
-from .spaces import Trials
+from .trials import Trials
 
 # Metrics of which more is better; of any other less is.
 HIGHER_IS_BETTER = ("held_out_accuracy",)

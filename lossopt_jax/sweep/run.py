@@ -22,8 +22,8 @@ from .plan import MeasuredPlan, planned
 from .population import Population, Rule, with_schedules
 from .program import Lane, compiled_for, lanes_program, mesh_of, order_of
 from .result import Swept
-from .spaces import Trials
 from .stopping import Running, run_populations, run_waves
+from .trials import Trials
 
 
 def sweep(

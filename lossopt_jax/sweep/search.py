@@ -20,7 +20,8 @@ from .plan import plan_lanes
 from .population import Population, Rule
 from .result import HIGHER_IS_BETTER, Swept
 from .run import finished, prepared, together
-from .spaces import Distribution, Space, Trials, columns_of, rows_of, trials_of
+from .spaces import Distribution, Space
+from .trials import Trials, columns_of, rows_of, trials_of
 
 
 def search(

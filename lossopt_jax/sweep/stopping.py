@@ -16,7 +16,7 @@ from ..train import Point, Program, Progress, Run, evaluation_steps, host_loop, 
 from .population import Copy, Population, with_values
 from .result import HIGHER_IS_BETTER, metric_for
 from .rungs import Stop
-from .spaces import Trials
+from .trials import Trials
 
 
 class Running(NamedTuple):
