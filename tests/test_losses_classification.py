@@ -590,3 +590,17 @@ def test_divergences_of_one_hots_and_impossible_classes():
     np.testing.assert_allclose(losses.kl_divergence(jnp.zeros((1, 2)), jnp.array([[2.0, 0.0]])), 2 * np.log(4), rtol=1e-6)
     for loss in (losses.js_divergence, losses.kl_divergence):
         assert np.isfinite(jax.grad(lambda z: loss(z, q).sum())(z)).all()  # noqa: B023
+
+
+def test_evidential_of_many_classes_and_little_evidence():
+    # By mp. The log-gammas of 1,000 classes are of order 7,000, and their divergence of order 0.05.
+    z = (np.random.default_rng(0).normal(size=1000) - 5).astype(np.float32)
+    with mp.workdps(30):
+        a = [1 + mp.log1p(mp.exp(float(value))) for value in z]
+        total = sum(a)
+        risk = sum(((j == 0) - x / total) ** 2 + x / total * (1 - x / total) / (total + 1) for j, x in enumerate(a))
+        a[0] = mp.mpf(1)
+        total = sum(a)
+        divergence = mp.loggamma(total) - mp.loggamma(len(a))
+        divergence += sum((x - 1) * (mp.digamma(x) - mp.digamma(total)) - mp.loggamma(x) for x in a)
+    np.testing.assert_allclose(losses.evidential(z[None], np.array([0]), kl_weight=1.0), [float(risk + divergence)], rtol=3e-6)

@@ -128,27 +128,31 @@ def evidential(logits: jax.Array, labels: jax.Array, *, kl_weight: Scalar = 0.1,
     Array([0.614], dtype=float32)
     """
     z, labels, counts = label_targets(logits, labels, loss="evidential", ignore_index=ignore_index)
-    a = 1 + softplus_pair(z)[0]
+    evidence = softplus_pair(z)[0]
+    a = 1 + evidence
     label = hot(labels, a.shape[-1])
     total = a.sum(-1, keepdims=True)
     p = a / total
     # 1 - p of the label from the sum of the others: the difference would have no digits left when it is nearly certain
     not_p = jnp.where(label, jnp.where(label, 0, p).sum(-1, keepdims=True), 1 - p)
     risk = jnp.square(jnp.where(label, not_p, p)) + p * not_p / (total + 1)
-    return counts * (risk.sum(-1) + kl_weight * _kl_from_flat(jnp.where(label, 1, a)))
+    return counts * (risk.sum(-1) + kl_weight * _kl_from_flat(jnp.where(label, 0, evidence)))
 
 
-def _kl_from_flat(a: jax.Array) -> jax.Array:
-    """KL(Dir(a) | Dir(1)), a >= 1: [*b, c] -> [*b].
+def _kl_from_flat(evidence: jax.Array) -> jax.Array:
+    """KL(Dir(1 + evidence) | Dir(1)), evidence >= 0: [*b, c] -> [*b].
 
     The log-gammas are of order a log a and cancel to order log a. So each is taken as Stirling's formula and a small rest,
-    log G(x) = (x - 1/2) log x - x + log(2 pi) / 2 + r(x), digamma(x) = log x - 1 / (2 x) - s(x), and the large parts cancel on paper.
+    log G(x) = (x - 1/2) log x - x + log(2 pi) / 2 + r(x), digamma(x) = log x - 1 / (2 x) - s(x), and less its value without evidence,
+    where all of it is 0: the large parts cancel on paper.
     """
-    classes = a.shape[-1]
-    total = a.sum(-1)
+    classes = evidence.shape[-1]
+    a, more = 1 + evidence, evidence.sum(-1)
+    total = classes + more
     r, s = stirling_rest(a)
     r_total, s_total = stirling_rest(total)
-    constant = (1 - classes) * math.log(2 * math.pi) / 2 - math.lgamma(classes)
-    logs = (classes - 0.5) * jnp.log(total) - jnp.log(a).sum(-1) / 2
-    slopes = (total - classes) * (0.5 / total + s_total) - ((a - 1) * (0.5 / a + s)).sum(-1)
-    return logs + constant + r_total - r.sum(-1) + slopes
+    r_flat = math.lgamma(classes) - (classes - 0.5) * math.log(classes) + classes - math.log(2 * math.pi) / 2
+    r_one = 1 - math.log(2 * math.pi) / 2
+    logs = (classes - 0.5) * jnp.log1p(more / classes) - jnp.log1p(evidence).sum(-1) / 2
+    slopes = more * (0.5 / total + s_total) - (evidence * (0.5 / a + s)).sum(-1)
+    return logs + (r_total - r_flat) - (r - r_one).sum(-1) + slopes
