@@ -18,13 +18,12 @@ LARGEST_COUNT = 1000  # nor counts beyond this, or where none is 0 or 1
 
 
 class Choice(NamedTuple):
-    """A part and why. numbers: what it starts with. run: what a config of ours gave, for tasks that `lossopt evidence` has not measured."""
+    """A part and why. numbers: what it starts with."""
 
     name: str
     numbers: Mapping[str, Any]
     reason: str
     source: str
-    run: str = ""
 
 
 class Kind(NamedTuple):
@@ -39,8 +38,6 @@ class Kind(NamedTuple):
     measured: str | None = None
 
 
-UNET_RUN = "configs/pasted_digits_unet.toml: held-out Dice loss 0.424 ± 0.008"
-TRANSFORMER_RUN = "configs/help_text_transformer.toml, rates from 3e-3 to 3e-2: 1.444 ± 0.002 nats a character"
 CROSS_ENTROPY = Choice(
     "cross_entropy",
     {},
@@ -110,7 +107,6 @@ KINDS = {
             {},
             "the overlap itself, whatever the share of the foreground; binary_iou is its twin, binary_dice_cross_entropy is smoother",
             "Milletari et al. 2016, arXiv:1606.04797",
-            UNET_RUN,
         ),
         "pasted_digits",
         "unet",
@@ -121,7 +117,7 @@ KINDS = {
         "unet",
     ),
     "tokens": Kind(
-        CROSS_ENTROPY._replace(reason="the likelihood of the next token", run=TRANSFORMER_RUN),
+        CROSS_ENTROPY._replace(reason="the likelihood of the next token"),
         "help_text",
         "transformer",
     ),
@@ -193,7 +189,6 @@ FAMILIES = {
             {"peak": 1e-3, "warmup": 50},
             "without warm-up the first steps of Adam throw attention off; 1e-4 to 1e-3 is the field's start",
             "Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745",
-            TRANSFORMER_RUN,
         ),
         "peak",
         1e-4,
@@ -201,7 +196,7 @@ FAMILIES = {
         1.0,
     ),
     "unet": Family(
-        Choice("adam", {}, "reliable without a search", ADAM, UNET_RUN),
+        Choice("adam", {}, "reliable without a search", ADAM),
         Choice("cosine", {"init": 1e-3}, f"{COSINE}; 1e-3 is the field's start", SGDR),
         "init",
         1e-4,
@@ -249,9 +244,7 @@ class Recommendation:
         for part in ("optimizer", "schedule"):
             cited = (measured.cite(task, part, [self.choices[part].name], optimizer) for task in (own, USUAL_TASK[self.family]))
             found[part] = next(filter(None, cited), [])
-        # The numbers of a config are those of the kind of task that it is for.
-        runs = {part: [c.run] if c.run and self.family == kind.family else [] for part, c in self.choices.items()}
-        return {part: found[part] or runs[part] for part in self.choices}
+        return found
 
     def recipe(self, steps: int = 500) -> Recipe:
         """The recommendation, bound, for a run of so many steps."""
