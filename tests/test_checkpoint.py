@@ -191,8 +191,11 @@ def test_a_command_that_is_killed_while_lanes_stop_or_copy_each_other(stop, tmp_
         before, child = saved(), start(cut)
         while child.poll() is None and saved() <= before:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 1.0))
-        assert child.poll() is None, f"over after {kills} kills: {child.stderr.read().decode()}"
+        time.sleep(chance.uniform(0, 0.3))
+        if child.poll() is not None:  # a quick machine is done before the eighth
+            assert child.returncode == 0, child.stderr.read().decode()
+            assert kills >= 3
+            break
         child.send_signal(signal.SIGKILL)
         child.communicate()
     last = start(cut)
