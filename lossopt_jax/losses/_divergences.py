@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ._stable import nll_of_all, softmax_pair
+from ._stable import nll_of_all, soft_slope
 
 
 @jax.custom_jvp
@@ -25,8 +25,7 @@ def _kl_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     out = kl_of(logits, q)
     tangent = jnp.zeros_like(out)
     if not isinstance(dlogits, SymbolicZero):
-        p, not_p = softmax_pair(logits)
-        tangent += (((q.sum(-1, keepdims=True) - q) * p - q * not_p) * dlogits).sum(-1)
+        tangent += (soft_slope(logits, q) * dlogits).sum(-1)
     if not isinstance(dq, SymbolicZero):
         tangent += ((log_least(q) + nll_of_all(logits) + 1) * dq).sum(-1)
     return out, tangent

@@ -179,14 +179,19 @@ def _soft_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     out = soft_nll(logits, weights)
     tangent = jnp.zeros_like(out)
     if not isinstance(dlogits, SymbolicZero):
-        p, not_p = softmax_pair(logits)
-        tangent += (((weights.sum(-1, keepdims=True) - weights) * p - weights * not_p) * dlogits).sum(-1)
+        tangent += (soft_slope(logits, weights) * dlogits).sum(-1)
     if not isinstance(dweights, SymbolicZero):
         tangent += (dweights * nll_of_all(logits)).sum(-1)
     return out, tangent
 
 
 soft_nll.defjvp(_soft_nll_jvp, symbolic_zeros=True)
+
+
+def soft_slope(logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """(sum weights) softmax(logits) - weights, [*b, c], exact for a one-hot too."""
+    p, not_p = softmax_pair(logits)
+    return (weights.sum(-1, keepdims=True) - weights) * p - weights * not_p
 
 
 @jax.custom_jvp
