@@ -151,7 +151,7 @@ name = "sgd"
 name = "cosine"
 init = 0.1
 [run]
-steps = 243
+steps = 486
 batch_size = 16
 chunk = 3
 [sweep]
@@ -168,7 +168,7 @@ beta = {{ uniform = [0.5, 0.99] }}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", ['{ name = "halving", rungs = 3 }', '{ name = "population", every = 20 }'])
+@pytest.mark.parametrize("stop", ['{ name = "halving", rungs = 3 }', '{ name = "population", every = 40 }'])
 def test_a_command_that_is_killed_while_lanes_stop_or_copy_each_other(stop, tmp_path):
     config = tmp_path / "killed.toml"
     config.write_text(CONFIG.format(stop=stop))
@@ -192,10 +192,7 @@ def test_a_command_that_is_killed_while_lanes_stop_or_copy_each_other(stop, tmp_
         while child.poll() is None and saved() <= before:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.3))
-        if child.poll() is not None:  # a quick machine is done before the eighth
-            assert child.returncode == 0, child.stderr.read().decode()
-            assert kills >= 3
-            break
+        assert child.poll() is None, f"over after {kills} kills: {child.stderr.read().decode()}"
         child.send_signal(signal.SIGKILL)
         child.communicate()
     last = start(cut)
