@@ -1,4 +1,4 @@
-"""The sweep against what people would use instead: python tests/benchmarks/peers.py [--rounds N] [--torch PYTHON] [workload ...]
+"""The sweep against what people would use instead: python tests/benchmarks/peers.py [--rounds N] [--torch PYTHON] [--only CONTENDER ...] [workload ...]
 
 Workloads: mlp (digits, 64-64-64-10, batch 64, AdamW, 64 lanes x 500 steps), small (64-16-16-10, batch 16, AdamW, 256 x 200), cnn (digits,
 3 x 3 convolutions of 16 and 32 channels, batch 64, SGD with momentum, 32 x 300), rnn (characters, GRU 64, batch 32 x 32 characters, AdamW,
@@ -59,12 +59,12 @@ class Worker:
             process.wait()
 
 
-def compare(workload: str, rounds: int, torch: str | None) -> None:
+def compare(workload: str, rounds: int, torch: str | None, only: list[str]) -> None:
     from peers_data import WORKLOADS
 
     lanes, steps = WORKLOADS[workload].lanes, WORKLOADS[workload].steps
     workers = {}
-    for name in CONTENDERS:
+    for name in only:
         if name.startswith("torch") and torch is None:
             print(f"{name}: no --torch given")
             continue
@@ -97,13 +97,14 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=["mlp", "small", "cnn", "rnn", "growth"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--torch", help="a Python that has torch")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="besides ours, which is always run")
     given = parser.parse_args()
     sys.path.insert(0, str(HERE.parent))
     for workload in given.workloads:
         if workload == "growth":
             subprocess.run([sys.executable, HERE.with_name("peers_jax.py"), "growth", "small", "0", "1"], check=True)
         else:
-            compare(workload, given.rounds, given.torch)
+            compare(workload, given.rounds, given.torch, list(dict.fromkeys(["ours", *given.only])))
 
 
 if __name__ == "__main__":
