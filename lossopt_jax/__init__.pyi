@@ -12,6 +12,7 @@ from .combine import weighted_sum as weighted_sum
 from .diagnose import Diagnosis as Diagnosis
 from .diagnose import Verdict as Verdict
 from .diagnose import diagnose as diagnose
+from .evidence import evidence as evidence
 from .lr_finder import LRFinding as LRFinding
 from .lr_finder import find_lr as find_lr
 from .models import Model as Model
@@ -26,7 +27,6 @@ from .recipe import numbers as numbers
 from .recipe import with_numbers as with_numbers
 from .recommend import Recommendation as Recommendation
 from .recommend import recommend as recommend
-from .rivals import evidence as evidence
 from .saved import load as load
 from .saved import save as save
 from .step import TrainState as TrainState

@@ -1,29 +1,20 @@
 """The command line. JAX is imported inside the commands, so that help answers at once."""
 
 import math
-import os
-import platform
-import signal
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import platformdirs
 import typer
 
+from .console import claimed, interruptible, one_line_errors, prepare_jax, the_one_to_write, write_results
 from .watch import ended_at_once, together
 
 if TYPE_CHECKING:
     from .config import Experiment
     from .train import Run
-
-MONTH = 30 * 24 * 3600.0  # seconds
-GO_ON = "stopped by Ctrl-C; what was saved of this run is gone on with by --resume and its --out"
 
 app = typer.Typer(
     help="Losses, optimizers and learning-rate schedules for JAX: train one recipe, or sweep a hundred as lanes of one program.",
@@ -55,14 +46,14 @@ def train(
     save_every: SaveEvery = 30.0,
 ) -> None:
     """Train the one recipe of a config."""
-    with _one_line_errors(), _interruptible() as stop_if_interrupted:
-        _prepare_jax()
+    with one_line_errors(), interruptible() as stop_if_interrupted:
+        prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
         from .train import fit
 
         experiment = configs.load(config, set_ or (), sweep=False)
-        place = _claimed(experiment, out, {"what": "train"}, resume=resume, overwrite=overwrite)
+        place = claimed(experiment, out, {"what": "train"}, resume=resume, overwrite=overwrite)
         typer.echo(f"{experiment.name}: 1 recipe, {experiment.run.steps} steps of {experiment.run.batch_size} examples")
         with progress.progress(experiment.run.steps, 1, quiet=quiet) as tell:
             fitted = fit(
@@ -75,10 +66,8 @@ def train(
                 checkpoint=place / folder.STATE,
                 save_every=save_every,
             )
-        results.show_run(fitted)  # before writing: a full disk must not hide what was found
-        with _shown_if_not_written(place):
-            results.write_run(place, experiment, fitted)
-        folder.remove_state(place)
+        results.show_run(fitted)
+        write_results(place, lambda: results.write_run(place, experiment, fitted))
         typer.echo(place)
 
 
@@ -100,8 +89,8 @@ def sweep(
     process: Annotated[int | None, typer.Option(metavar="I", help="Which of them this is, from 0.", show_default=False)] = None,
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
-    with ended_at_once(), _one_line_errors(), _interruptible() as stop_if_interrupted, ExitStack() as stack:
-        _prepare_jax()
+    with ended_at_once(), one_line_errors(), interruptible() as stop_if_interrupted, ExitStack() as stack:
+        prepare_jax()
         if (coordinator, processes, process) != (None, None, None):
             stack.enter_context(together(coordinator, processes, process))
         from . import config as configs
@@ -128,7 +117,7 @@ def sweep(
         if join and coordinator is not None:
             raise configs.ConfigError("--join is for processes that run by themselves, --coordinator for those that run as one")
         check_alike({"config": str(experiment.resolved), "--plan": str(layout)})
-        place = from_first(lambda: _claimed(experiment, out, {"what": "sweep"}, resume=resume, overwrite=overwrite, join=join))
+        place = from_first(lambda: claimed(experiment, out, {"what": "sweep"}, resume=resume, overwrite=overwrite, join=join))
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         sizes = trials.space.get("run.batch_size")
         examples = " or ".join(f"{size:.0f}" for size in (sizes.arguments if sizes else [run.batch_size]))
@@ -155,13 +144,11 @@ def sweep(
                 swept = search(experiment.build, experiment.recipe, asked.space, **data, **how)
             else:
                 swept = sweep(experiment.build, trials, **data, stop=stop, on_chunk=[tell, stop_if_interrupted])
-        with _the_one_to_write(place, experiment) if join else nullcontext(True) as here:
+        with the_one_to_write(place, experiment) if join else nullcontext(True) as here:
             if here:
                 swept = sweep(experiment.build, trials, **data) if join else swept
                 results.show_sweep(swept)
-                with _shown_if_not_written(place):
-                    from_first(lambda: results.write_sweep(place, experiment, swept))
-                from_first(lambda: folder.remove_state(place))
+                from_first(lambda: write_results(place, lambda: results.write_sweep(place, experiment, swept)))
                 if audit:
                     given = {key: data[key] for key in ("train", "evaluate", "run")}
                     results.show_audit(audited(experiment.build, swept, **given, count=audit))
@@ -187,20 +174,23 @@ def find_lr(
     save_every: SaveEvery = 30.0,
 ) -> None:
     """Find the learning rate of a config: many constant rates at once, each trained for its steps."""
-    with _one_line_errors(), _interruptible() as stop_if_interrupted:
-        _prepare_jax()
+    with one_line_errors(), interruptible() as stop_if_interrupted:
+        prepare_jax()
         from . import config as configs
         from . import lr_finder
+        from .range_test import check_steps
         from .report import finding, folder, progress
 
         lr_finder.check_range(low, high, count, seeds)
         experiment = configs.load(config, set_ or (), sweep=False)
         # Not an override: the schedule, which is put aside while looking, need not fit the shorter run.
         run = experiment.run if steps is None else replace(experiment.run, steps=steps)
+        if range_test:
+            check_steps(run.steps)
         asked = {"what": "range-test" if range_test else "find-lr", "--low": low, "--high": high, "--steps": run.steps}
         asked |= {} if range_test else {"--count": count, "--seeds": seeds}
         last = "range_test.png" if range_test else "find_lr.png"
-        place = _claimed(experiment, out, asked, resume=resume, overwrite=overwrite, last=last)
+        place = claimed(experiment, out, asked, resume=resume, overwrite=overwrite, last=last)
         if range_test:
             _range_test(experiment, place, run, low, high, [stop_if_interrupted])
             return
@@ -222,9 +212,7 @@ def find_lr(
                 save_every=save_every,
             )
         finding.show_finding(found)
-        with _shown_if_not_written(place):
-            finding.write_finding(place, experiment, found)
-        folder.remove_state(place)
+        write_results(place, lambda: finding.write_finding(place, experiment, found))
         typer.echo(place)
 
 
@@ -242,8 +230,8 @@ def tune(
     save_every: SaveEvery = 30.0,
 ) -> None:
     """Tune the recipe of a config: each optimizer's learning rate, a halving sweep around them, the winner against the recipe."""
-    with _one_line_errors(), _interruptible() as stop_if_interrupted, ExitStack() as bar:
-        _prepare_jax()
+    with one_line_errors(), interruptible() as stop_if_interrupted, ExitStack() as bar:
+        prepare_jax()
         from . import config as configs
         from .recipe import numbers
         from .report import folder, progress, tuning
@@ -252,7 +240,7 @@ def tune(
         experiment = configs.load(config, set_ or ())
         swept = {} if experiment.trials is None else experiment.trials.space
         known = numbers(experiment.recipe)
-        place = _claimed(experiment, out, {"what": "tune"}, resume=resume, overwrite=overwrite)
+        place = claimed(experiment, out, {"what": "tune"}, resume=resume, overwrite=overwrite)
 
         def on_stage(stage: Stage) -> list[Callable[[Any], None]]:
             bar.close()
@@ -276,9 +264,7 @@ def tune(
         )
         bar.close()
         tuning.show_tuned(tuned)
-        with _shown_if_not_written(place):
-            tuning.write_tuned(place, experiment, tuned)
-        folder.remove_state(place)
+        write_results(place, lambda: tuning.write_tuned(place, experiment, tuned))
         if tuned.final is not None:
             typer.echo(f"train it by itself: lossopt train {place / 'best.toml'}")
         typer.echo(place)
@@ -287,8 +273,8 @@ def tune(
 @app.command()
 def diagnose(folder: Annotated[Path, typer.Argument(help="What train or sweep wrote, such as runs/mine.", show_default=False)]) -> None:
     """Say what is wrong with a run, or with each lane of a sweep, and what to try next."""
-    with _one_line_errors():
-        _prepare_jax()
+    with one_line_errors():
+        prepare_jax()
         from . import config as configs
         from .diagnose import diagnose
         from .report.diagnosis import show_diagnosis
@@ -304,8 +290,8 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs or sweeps, two or more.", show_default=False)],
 ) -> None:
     """Put finished runs side by side: what differs, which is better and how sure that is."""
-    with _one_line_errors():
-        _prepare_jax()
+    with one_line_errors():
+        prepare_jax()
         from .compare import compare
         from .report import comparison
 
@@ -321,8 +307,8 @@ def recommend(
     write: Annotated[Path | None, typer.Option(help="Write the config here instead of printing it.", show_default=False)] = None,
 ) -> None:
     """Recommend a loss, an optimizer and a schedule for a kind of task or for data, with reasons and a config that runs."""
-    with _one_line_errors():
-        _prepare_jax()
+    with one_line_errors():
+        prepare_jax()
         from .recommend import KINDS, recommend, recommend_csv
         from .report import folder
 
@@ -353,24 +339,25 @@ def recommend(
 @app.command()
 def evidence(
     tasks: Annotated[str | None, typer.Option(help="Only these, such as digits_mlp,digits_cnn.", show_default=False)] = None,
-    seeds: Annotated[int, typer.Option(help="Under how many new seeds each combination runs at the best of its rates.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Under how many new seeds each combination runs at the best of its rates.", min=2)] = 5,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure what recommend recommends against its rivals on real tasks: the table that it cites, and performance profiles."""
-    with _one_line_errors(), _interruptible() as stop_if_interrupted, ExitStack() as bar:
-        _prepare_jax()
-        from . import rivals
+    with one_line_errors(), interruptible() as stop_if_interrupted, ExitStack() as bar:
+        prepare_jax()
+        from .evidence import CONTESTS, evidence
         from .measured import Row
         from .recipe import nearest
-        from .report import folder, progress, rivalry
+        from .report import evidence as files
+        from .report import folder, progress
 
-        names = list(rivals.CONTESTS) if tasks is None else tasks.split(",")
+        names = list(CONTESTS) if tasks is None else tasks.split(",")
         for name in names:
-            if name not in rivals.CONTESTS:
-                raise ValueError(f"--tasks: no task {name!r}; {nearest(name, rivals.CONTESTS)}")
+            if name not in CONTESTS:
+                raise ValueError(f"--tasks: no task {name!r}; {nearest(name, CONTESTS)}")
         place = folder.claim(out or folder.default_folder("evidence"), overwrite=overwrite, resume=resume)
 
         def on_stage(lanes: int, steps: int) -> list[Callable[[Any], None]]:
@@ -379,15 +366,15 @@ def evidence(
 
         rows: list[Row] = []
         for name in names:
-            done = rivalry.finished_rows(place, name, rivals.CONTESTS[name], seeds) if resume else None
-            typer.echo(f"{name}: {'done already' if done is not None else rivals.CONTESTS[name].summary(seeds)}")
+            done = files.finished_rows(place, name, CONTESTS[name], seeds) if resume else None
+            typer.echo(f"{name}: {'done already' if done is not None else CONTESTS[name].summary(seeds)}")
             if done is None:
-                done = rivals.evidence(name, seeds=seeds, on_stage=on_stage)
+                done = evidence(name, seeds=seeds, on_stage=on_stage)
                 bar.close()
-                rivalry.write_rows(place, name, rivals.CONTESTS[name], seeds, done)
-            rivalry.show_rows(done)
+                files.write_rows(place, name, CONTESTS[name], seeds, done)
+            files.show_rows(done)
             rows += done
-        rivalry.write_evidence(place, rows, " ".join(["lossopt evidence", *([f"--tasks {tasks}"] if tasks else []), f"--seeds {seeds}"]))
+        files.write_evidence(place, rows, " ".join(["lossopt evidence", *([f"--tasks {tasks}"] if tasks else []), f"--seeds {seeds}"]))
         typer.echo(place)
 
 
@@ -396,7 +383,7 @@ def list_(
     room: Annotated[str | None, typer.Argument(help="losses, optimizers or schedules [default: all].", show_default=False)] = None,
 ) -> None:
     """List the losses, optimizers and schedules, with their numbers and defaults."""
-    with _one_line_errors():
+    with one_line_errors():
         from importlib import import_module
 
         from .config import ConfigError
@@ -422,139 +409,19 @@ def _range_test(experiment: "Experiment", place: Path, run: "Run", low: float, h
     """The range test of a config, shown and written."""
     from . import lr_finder
     from .range_test import lr_range_test
-    from .report import finding, folder
+    from .report import finding
 
     typer.echo(f"{experiment.name}: one run from rate {low:g} to {high:g} in {run.steps} steps of {run.batch_size} examples")
     data: dict[str, Any] = {"train": experiment.task.train, "run": run, "low": low, "high": high}
     test = lr_range_test(experiment.model, experiment.recipe, **data, on_chunk=on_chunk)
     line = lr_finder.config_line(*lr_finder.with_rate(experiment.recipe, test.valley)) if math.isfinite(test.valley) else ""
     finding.show_range_test(test, line)
-    with _shown_if_not_written(place):
-        finding.write_range_test(place, experiment, test, line)
-    folder.remove_state(place)
+    write_results(place, lambda: finding.write_range_test(place, experiment, test, line))
     typer.echo(place)
-
-
-def _claimed(
-    experiment: "Experiment",
-    out: Path | None,
-    asked: dict[str, Any],
-    *,
-    resume: bool,
-    overwrite: bool,
-    join: bool = False,
-    last: str = "curves.png",
-) -> Path:
-    """The folder to write, with its config in it; ends the command where a resumed folder is finished.
-
-    asked, last: as of `results.finished`.
-    """
-    from .report import folder, results
-
-    place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume, join=join)
-    resume = resume or join
-    if resume and results.finished(place, experiment.resolved, asked, last):
-        typer.echo(f"{place} is finished; nothing to do")
-        raise typer.Exit
-    if not resume:
-        folder.remove_state(place)
-    results.write_config(place / folder.STATE, asked | experiment.resolved)
-    if not overwrite:  # what is to be overwritten stays whole until there is something to put in its place
-        results.write_config(place, experiment.resolved)
-    return place
-
-
-@contextmanager
-def _the_one_to_write(place: Path, experiment: "Experiment") -> Iterator[bool]:
-    """Of the processes that shared a sweep one writes its results; the others wait for it, or for its death."""
-    from .report import folder, results
-    from .sweep import Claims
-
-    while not results.finished(place, experiment.resolved, {"what": "sweep"}):
-        with Claims(place / folder.STATE).held("results") as still_held:
-            if still_held is not None:
-                yield True
-                return
-        time.sleep(1)
-    yield False
-
-
-@contextmanager
-def _shown_if_not_written(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{error}; what was found is printed above, and --resume --out {place} writes it when that can be done") from None
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[Any], None]]:
-    """A callback that stops the run after Ctrl-C, should the exception be lost: Python drops one that is raised inside a C callback."""
-    interrupted = False
-
-    def on_signal(*_: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    def stop_if_interrupted(_: Any) -> None:
-        if interrupted:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield stop_if_interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _prepare_jax() -> None:
-    """What JAX reads when it is imported; whatever the user has set stays."""
-    # On CPU each core is then a device that lanes can be spread over.
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # What a command compiled, the next one of the same structure loads. A machine's own, since the code is for its processor.
-        kept = Path(platformdirs.user_cache_dir("lossopt_jax", appauthor=False), f"xla-{platform.node()}")
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(kept)
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-        with suppress(OSError):
-            for old in [file for file in kept.glob("*") if time.time() - file.stat().st_mtime > MONTH]:
-                old.unlink()
-        # An entry that a killed process left half written is compiled again.
-        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
 
 
 def _shown(default: Any) -> str:
     return default.__name__ if callable(default) else str(default)
-
-
-@contextmanager
-def _one_line_errors(stopped: str = GO_ON) -> Iterator[None]:
-    """What the user can mend is one line on standard error: exit code 2 for a wrong config or data, 1 for a folder, 130 for Ctrl-C."""
-    before = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        own = category.__module__.startswith("lossopt_jax.")
-        typer.secho(f"lossopt: {message}", fg=typer.colors.YELLOW, err=True) if own else before(message, category, *where)
-
-    warnings.showwarning = show  # type: ignore[assignment]
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        code, message = 2, str(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough: `lossopt list | head`
-        return
-    except OSError as error:
-        code, message = (2 if isinstance(error, FileExistsError) else 1), str(error)
-    except KeyboardInterrupt:
-        code, message = 130, stopped
-    else:
-        return
-    finally:
-        warnings.showwarning = before
-    typer.secho(f"lossopt: {message}", fg=typer.colors.RED, err=True)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

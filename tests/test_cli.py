@@ -225,6 +225,7 @@ def test_the_range_test_is_one_run_with_a_line_of_its_own(tmp_path, lossopt):
         (["sweep", DIGITS, "--plan", "devices=99,width=1"], 2, "devices must be 1 to"),
         (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
         (["find-lr", DIGITS, "--low", "3", "--high", "2"], 2, "high must be above low"),
+        (["find-lr", DIGITS, "--range-test", "--steps", "1"], 2, "run.steps must be at least 2"),
         (["train", DIGITS, "--out", "/dev/null/x"], 1, "/dev/null/x"),
         (["diagnose", "nowhere"], 1, "there is no folder nowhere"),
         (["list", "loses"], 2, "did you mean 'losses'"),

@@ -1,17 +1,20 @@
 """The table that recommend cites: what a contest measures, what is said of its rows, and that the shipped one is what the code asks for."""
 
+import importlib
 import math
 
 import numpy as np
 import pytest
 
 import lossopt_jax as lo
-from lossopt_jax import measured, rivals
+from lossopt_jax import measured
 from lossopt_jax.config import load, tomllib
 from lossopt_jax.recommend import FAMILIES, KINDS
 from tests.test_config import CONFIGS
 
-TINY = rivals.Contest("diabetes", {"name": "mlp", "widths": [4]}, "mae", rivals.NUMBERS[1:2], ("adam",), steps=20, rates=2)
+contests = importlib.import_module("lossopt_jax.evidence")  # lo.evidence is the function
+
+TINY = contests.Contest("diabetes", {"name": "mlp", "widths": [4]}, "mae", contests.NUMBERS[1:2], ("adam",), steps=20, rates=2)
 
 
 def row(name, value, *, sem=0.01, part="optimizer", steps=100.0, setting="tuned", task="t", **given):
@@ -21,7 +24,7 @@ def row(name, value, *, sem=0.01, part="optimizer", steps=100.0, setting="tuned"
 
 
 def test_a_contest_measures_what_fit_gives_and_the_command_goes_on_where_it_was(lossopt, monkeypatch, tmp_path):
-    monkeypatch.setattr(rivals, "CONTESTS", {"tiny": TINY, "tiny2": TINY})
+    monkeypatch.setattr(contests, "CONTESTS", {"tiny": TINY, "tiny2": TINY})
     code, _, err = lossopt("evidence", "--tasks", "tiny", "--seeds", "2", "--out", "here", "-q")
     assert code == 0, err
     text = (tmp_path / "here" / "evidence.csv").read_text()
@@ -46,7 +49,7 @@ def test_a_contest_measures_what_fit_gives_and_the_command_goes_on_where_it_was(
     tuned = [r.value for r in rows if r.setting == "tuned"]
     target = np.median(tuned)
     assert all(math.isfinite(r.steps_to_target) for r in rows if r.value <= target)
-    monkeypatch.setattr(rivals, "evidence", None)  # nothing is run again
+    monkeypatch.setattr(contests, "evidence", None)  # nothing is run again
     code, again, err = lossopt("evidence", "--tasks", "tiny", "--seeds", "2", "--out", "here", "-q", "--resume")
     assert code == 0, err
     assert "done already" in again
@@ -86,11 +89,11 @@ def test_the_table_survives_writing():
 def test_what_is_shipped_is_what_recommend_cites():
     rows = measured.shipped()
     assert rows
-    assert {r.task for r in rows} <= set(rivals.CONTESTS)
+    assert {r.task for r in rows} <= set(contests.CONTESTS)
     for r in rows:
         assert hasattr(lo.losses, r.loss.split()[0])
         assert hasattr(lo.optimizers, r.optimizer)
-        assert r.schedule in rivals.SCHEDULES
+        assert r.schedule in contests.SCHEDULES
         assert r.seeds == 5
     done = {r.task for r in rows}
     for kind, known in KINDS.items():
@@ -101,7 +104,7 @@ def test_what_is_shipped_is_what_recommend_cites():
 
 
 def test_contests_are_the_configs_and_their_first_are_recommended():
-    for name, contest in rivals.CONTESTS.items():
+    for name, contest in contests.CONTESTS.items():
         path = next(path for path in CONFIGS if path.stem == name.removesuffix("_by_mse"))
         config = tomllib.loads(path.read_text())
         assert config["data"]["name"] == contest.data
@@ -109,4 +112,4 @@ def test_contests_are_the_configs_and_their_first_are_recommended():
             assert config["model"].items() <= load(path).resolved["model"].items()
         assert config["model"] | contest.model == config["model"], name
         assert FAMILIES[contest.model["name"]].optimizer.name == contest.optimizers[0]
-        assert FAMILIES[contest.model["name"]].schedule.name in rivals.SCHEDULES
+        assert FAMILIES[contest.model["name"]].schedule.name in contests.SCHEDULES

@@ -18,7 +18,8 @@ LAYERS = [
     {"lr_finder", "range_test"},
     {"saved"},
     {"config", "diagnose", "recommend", "tune"},
-    {"compare", "rivals"},
+    {"compare", "evidence"},
+    {"console"},
     {"cli"},
 ]
 

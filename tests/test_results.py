@@ -22,7 +22,7 @@ from lossopt_jax.cli import main
 from lossopt_jax.compare import compare
 from lossopt_jax.plain import from_plain, to_plain
 from lossopt_jax.report import folder, plots, results, tables
-from lossopt_jax.sweep.evidence import chances_of_best, smaller_rates, smallest_rate, wider
+from lossopt_jax.sweep.statistics import chances_of_best, smaller_rates, smallest_rate, wider
 
 X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
 MODEL = lo.from_linen(nn.Dense(1))

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..recipe import Recipe, nearest
 from ..step import TrainState
-from .evidence import chances_of_best, fanova, rank_correlation, smaller_rates, smallest_rate, wider
 from .lanes import LanePlan
 from .population import Copy, lineage
+from .statistics import chances_of_best, fanova, rank_correlation, smaller_rates, smallest_rate, wider
 from .trials import Trials
 
 # Metrics of which more is better; of any other less is.
