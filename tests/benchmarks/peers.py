@@ -1,4 +1,4 @@
-"""The sweep against what people would use instead: python tests/benchmarks/peers.py [--rounds N] [--torch PYTHON] [--only CONTENDER ...] [workload ...]
+"""The sweep against what people would use instead: python tests/benchmarks/peers.py [workload ...] [--torch PYTHON] [--only ...]
 
 Workloads: mlp (digits, 64-64-64-10, batch 64, AdamW, 64 lanes x 500 steps), small (64-16-16-10, batch 16, AdamW, 256 x 200), cnn (digits,
 3 x 3 convolutions of 16 and 32 channels, batch 64, SGD with momentum, 32 x 300), rnn (characters, GRU 64, batch 32 x 32 characters, AdamW,
