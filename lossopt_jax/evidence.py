@@ -153,7 +153,7 @@ class _Arena(NamedTuple):
         room = len(SCHEDULES) * max(-(-contest.rates // seeds), 2)
         model, train = _marked(made[0].model), made[0].task.train
         # Not measured: that compiles a program for each width that it tries, and the lanes of a contest are few.
-        plan = default_plan(model, train[0], room * seeds) if plan is None else plan
+        plan = default_plan(model, train[0], contest.batch_size, room * seeds) if plan is None else plan
         return cls(contest, model, train, held_out, made[0].run, judged, room, seeds, plan)
 
     def run(self, lanes: Sequence[tuple[Rival, float]], seed: int, seeds: int, on_stage: Callable[[int, int], Callbacks]) -> Swept:

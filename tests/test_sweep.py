@@ -163,16 +163,22 @@ def test_a_plan_beyond_the_machine_is_refused():
         run_sweep(trials(2), plan=lo.LanePlan(3, 1))
 
 
-def test_convolutions_stay_narrow_on_cpu():
-    from lossopt_jax.models import CNN
+def test_lanes_that_make_large_arrays_lie_one_at_a_time_on_cpu():
+    from lossopt_jax.models import CNN, MLP, RNN
     from lossopt_jax.sweep import default_plan
 
     images = lo.data.digits_images().train[0]
-    assert default_plan(lo.from_linen(nn.Conv(4, (3, 3))), images, 64) == lo.LanePlan(2, 1)
-    assert default_plan(lo.from_linen(CNN()), images, 64) == lo.LanePlan(2, 8)  # its convolutions are patches times a matrix
-    assert default_plan(MODEL, TASK.train[0], 64) == lo.LanePlan(2, 8)
-    assert default_plan(MODEL, TASK.train[0], 6) == lo.LanePlan(2, 3)
-    assert default_plan(MODEL, TASK.train[0], 1) == lo.LanePlan(1, 1)
+    assert default_plan(lo.from_linen(CNN()), images, 64, 64) == lo.LanePlan(2, 1)  # patches [64, 4, 4, 144]: 576 KiB
+    assert default_plan(lo.from_linen(CNN()), images, 16, 64) == lo.LanePlan(2, 8)
+    assert default_plan(lo.from_linen(nn.Conv(4, (3, 3))), images, 16, 64) == lo.LanePlan(2, 1)  # it becomes a grouped one
+    assert default_plan(lo.from_linen(RNN()), images, 64, 64) == lo.LanePlan(2, 8)
+    wide = lo.from_linen(MLP((512, 512), dropout=0.1))
+    assert default_plan(wide, TASK.train[0], 127, 64) == lo.LanePlan(2, 8)  # its parameters are large, not what a batch becomes
+    assert default_plan(wide, TASK.train[0], 128, 64) == lo.LanePlan(2, 1)
+    halves = lo.from_linen(nn.Dense(512, dtype=jax.numpy.bfloat16))
+    assert default_plan(halves, np.zeros((1, 512), np.float32), 64, 64) == lo.LanePlan(2, 8)  # a copy of the kernel has 512 KiB
+    assert default_plan(MODEL, TASK.train[0], 64, 6) == lo.LanePlan(2, 3)
+    assert default_plan(MODEL, TASK.train[0], 64, 1) == lo.LanePlan(1, 1)
 
 
 # Spaces.

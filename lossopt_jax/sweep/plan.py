@@ -93,7 +93,7 @@ def planned(
     known = from_first(lambda: _remembered(group))
     if known is not None and seconds is None:
         return MeasuredPlan(known[0], known[1], _process_0s_clock() - began)
-    usual = default_plan(model, data.inputs, len(recipes) * seeds)
+    usual = default_plan(model, data.inputs, run.batch_size, len(recipes) * seeds)
     while usual.width > 1 and group.places(usual._replace(width=usual.width // 2)) < EMPTY * group.places(usual):
         usual = usual._replace(width=usual.width // 2)
     while (first := group.rate(usual)) is None and usual.width > 1:
@@ -207,7 +207,7 @@ def _key(group: Group) -> str:
     device, precision = jax.devices()[0], jnp.zeros(()).dtype
     parts = (jax.tree.structure(group.recipes[0]), state, shapes, group.run.batch_size, len(jax.devices()), device.device_kind, precision)
     lanes = len(group.recipes) * group.seeds
-    usual = default_plan(group.model, group.data.inputs, lanes)
+    usual = default_plan(group.model, group.data.inputs, group.run.batch_size, lanes)
     many = min(lanes, 4 * usual.devices * usual.width)  # from there on it does not matter
     return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", f"{jax.__version__} {many} {group.stop} {parts}").encode()).hexdigest()
 
