@@ -92,6 +92,7 @@ def test_numbers_may_follow_schedules_and_parts_may_nest():
         ("model.depth=3", ["no key 'depth'"]),
         ("model.widths=[0]", ["model.widths must be a list of positive integers", "[0]"]),
         ("model.dropout=1.0", ["model.dropout must be at least 0 and below 1"]),
+        ("sweep.space.model.widths={ choice = [[8], [0]] }", ["sweep.space.model.widths must be a list of positive integers", "[0]"]),
         ("run.steps=1.5", ["run.steps must be an integer", "1.5"]),
         ("run.step=5", ["[run] has no key 'step'", "did you mean 'steps'"]),
         ("run.batch_size=0", ["run.batch_size must be at least 1", "0"]),

@@ -2,13 +2,14 @@
 
 import importlib
 import math
+import tomllib
 
 import numpy as np
 import pytest
 
 import lossopt_jax as lo
 from lossopt_jax import measured
-from lossopt_jax.config import load, tomllib
+from lossopt_jax.config import load
 from lossopt_jax.recommend import FAMILIES, KINDS
 from tests.test_config import CONFIGS
 

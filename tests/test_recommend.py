@@ -1,10 +1,12 @@
 """Recommendations: what kind of task data is, the user's table as the floor, and configs that run as they are printed."""
 
+import tomllib
+
 import numpy as np
 import pytest
 
 import lossopt_jax as lo
-from lossopt_jax.config import experiment, load, tomllib
+from lossopt_jax.config import experiment, load
 from lossopt_jax.recommend import FAMILIES, KINDS
 
 RNG = np.random.default_rng(0)
