@@ -26,6 +26,8 @@ BELOW, ABOVE = 20.0, 4.0  # the sweep reaches so many times below and above what
 DECAY = log_uniform(1e-5, 0.1)
 RUNS = 20.0  # the budget unless given, in full runs: a tenth of 200 trials
 FEWEST = 9  # trials of a sweep that is worth one
+MANY = 750  # trials, beyond which more seeds tell more than more trials
+SHARE, FINALISTS = 0.3, 8  # of the budget for the last stage, and at most so many of the sweep's best in it
 
 
 class Stage(NamedTuple):
@@ -41,9 +43,9 @@ class Stage(NamedTuple):
 class Tuned:
     """What `tune` found.
 
-    recipe: the better of the tuned one and the one that was given, over the seeds of `final`.
+    recipe: the best of the finalists and the one that was given, over the seeds of `final`.
     findings: optimizer -> its rate, as `find_lr` judged it. swept: the halving sweep around these rates.
-    final: the tuned recipe (trial 0) and the given one (trial 1) at the full budget under several seeds; None where nothing learnt.
+    final: the best trials of `swept`, then the recipe that was given, at the full budget under several seeds; None where nothing learnt.
     lane_steps: of each stage, "rates", "sweep" and "final".
     """
 
@@ -55,13 +57,17 @@ class Tuned:
 
     @property
     def improved(self) -> bool:
-        """Whether the tuned recipe is the better one."""
-        return self.final is not None and self.final.best() is self.final.trials.recipes[0]
+        """Whether a tuned recipe is better than the one that was given."""
+        return self.final is not None and not self.final.failure() and self.final.best_trial() < len(self.final.trials) - 1
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a recipe, the better one first: which ("tuned" or "as given") and its metrics, mean and standard error over seeds."""
+        """A row a recipe of `final`, the best one first: trial, which ("tuned", the best of the finalists; "finalist", the others; "as
+        given") and its metrics, mean and standard error over seeds."""
         rows = [] if self.final is None else self.final.table()
-        return [{"which": ("tuned", "as given")[row["trial"]], **{k: v for k, v in row.items() if k != "trial"}} for row in rows]
+        given = len(rows) - 1
+        tuned = next((row["trial"] for row in rows if row["trial"] != given), None)
+        names = {given: "as given", tuned: "tuned"}
+        return [{"trial": row["trial"], "which": names.get(row["trial"], "finalist"), **row} for row in rows]
 
 
 def tune(
@@ -85,7 +91,9 @@ def tune(
 
     Three stages. 16 constant rates from 1e-5 to 10 for each optimizer, in a tenth of the steps (`find_lr`); successive halving of
     trials whose rate is from a twentieth of what was found to four times that, and whose weight decay is drawn where the optimizer has
-    one; the best of them and `recipe` as it was given at the full budget, under `seeds` seeds that no earlier stage has used.
+    one; the best of them and `recipe` as it was given at the full budget, under `seeds` seeds that no earlier stage has used. A budget
+    beyond the usual one buys more trials, more finalists (to 8, in three tenths of it; the best of several flatters itself a little) and,
+    from 1,500 trials on, up to `seeds` seeds for each.
 
     families: bound optimizers to choose from; by default the recipe's own, adamw, and momentum. space: further numbers to sweep, by path
     as in `sample`; those of an optimizer are for the families that have them, and one of the rate is put aside. lane_steps: the steps of
@@ -105,9 +113,10 @@ def tune(
         raise ValueError(f"tune: lane_steps and minutes must be above 0 and finite, got {lane_steps if minutes is None else minutes}")
     chosen, stop, run = _families(recipe, families), _stop(run.steps), replace(run, chunk=min(run.chunk, max(1, run.steps // 10)))
     short = replace(run, steps=max(1, run.steps // 10))
-    final_steps, rates_steps = 2 * seeds * run.steps, len(chosen) * RATES * short.steps
-    count = None if minutes is not None else _count(budget - rates_steps - final_steps, stop, run.steps)  # an error before anything runs
-    most = max(RATES, 2 * seeds, 4 * RATES if count is None else -(-count // len(chosen)))
+    rates_steps, most = len(chosen) * RATES * short.steps, 4 * RATES
+    if minutes is None:  # an error before anything runs
+        finalists, count, each = _shares(budget, rates_steps, stop, run.steps, seeds)
+        most = max(RATES, (finalists + 1) * seeds, -(-count // len(chosen)) * each)
     stages = _Stages(model, train, evaluate, plan, -(-most // seeds), seeds, on_stage, checkpoint, save_every)
     if plan is None:
         stages = stages.planned(recipe._replace(optimizer=next(iter(chosen.values()))), run, stop)
@@ -120,12 +129,13 @@ def tune(
     if minutes is not None:
         seconds = next(iter(found.values())).swept.seconds
         budget = _kept_budget(checkpoint, spent["rates"] / max(seconds, 1e-9) * minutes * 60)
-    count = _count(budget - spent["rates"] - final_steps, stop, run.steps)
-    swept = stages.run("sweep", _trials(learning, space or {}, count, run.seed), run, stop=stop)
+    finalists, count, each = _shares(budget, spent["rates"], stop, run.steps, seeds)
+    swept = stages.run("sweep", _trials(learning, space or {}, count, run.seed), run, seeds=each, stop=stop)
     spent["sweep"] = swept.lane_steps
     if swept.failure():
         return Tuned(recipe, found, swept, None, spent)
-    final = stages.run("final", Trials((swept.best(), recipe), {}), replace(run, seed=run.seed + 1), seeds=seeds)
+    best = [swept.trials.recipes[trial] for trial in swept.top(finalists)]
+    final = stages.run("final", Trials((*best, recipe), {}), replace(run, seed=run.seed + each), seeds=seeds)
     spent["final"] = final.lane_steps
     return Tuned(recipe if final.failure() else final.best(), found, swept, final, spent)
 
@@ -212,6 +222,15 @@ def _stop(steps: int) -> Stop | None:
 
 def _cost(count: int, stop: Stop | None, steps: int) -> int:
     return count * steps if stop is None else stop.lane_steps(count, steps)
+
+
+def _shares(budget: float, spent: float, stop: Stop | None, steps: int, seeds: int) -> tuple[int, int, int]:
+    """How many finalists, trials of the sweep and seeds for each of them a budget allows, of which some is spent."""
+    finalists = min(max(int(SHARE * budget / (seeds * steps)) - 1, 1), FINALISTS)
+    left = budget - spent - (finalists + 1) * seeds * steps
+    count = _count(left, stop, steps)
+    each = min(max(count // MANY, 1), seeds)
+    return finalists, count if each == 1 else _count(left / each, stop, steps), each
 
 
 def _count(budget: float, stop: Stop | None, steps: int) -> int:

@@ -36,15 +36,15 @@ def write_tuned(place: Path, experiment: Any, tuned: Any) -> None:
     results.write_config(place, experiment.resolved_with(tuned.recipe), "best.toml")
     if not final.failure():
         folder.write_bytes(place / "best_params.msgpack", results._state_bytes(final.state(final.best_lane())))
-    names = ("tuned", "as given")
+    shown = {row["which"]: row["trial"] * final.seeds for row in tuned.table() if row["which"] != "finalist"}
     plots.write_curves(
         place / "curves.png",
         final.history,
         final.evaluations,
         final.evaluation_steps,
         final.diverged_at,
-        best=[0, final.seeds],
-        labels=[f"{name}, the first of {final.seeds} seeds" if final.seeds > 1 else name for name in names],
+        best=list(shown.values()),
+        labels=[f"{name}, the first of {final.seeds} seeds" if final.seeds > 1 else name for name in shown],
         title=f"{experiment.name}: tuned, and as given",
         every=final.history_every,
     )
