@@ -1,12 +1,13 @@
 """tune against the best of 200 random full-length trials and against Optuna's TPE, on real tasks.
 
-All draw from one space. TPE has the wall time that tune took, on both cores (see tune_tpe.py). The winners run again under the same seeds,
-which none was chosen by; the ratios are of these held-out losses. What tune chose by is a held-out set that it looked at some twenty full
-runs' worth of times, random search two hundred. Needs Optuna. `python tests/benchmarks/tune.py [config ...]`
+All draw from one space. With its usual budget tune takes a tenth of the lane-steps of random search; given --minutes, what it takes with
+compiling in a fresh process is the wall time that TPE has, on both cores (see tune_tpe.py). What one search finds depends on its seed, so
+each is repeated under others. Every winner is trained again under the same 8 seeds, which none was chosen by: held-out loss, the median
+of the repeats and their range. Needs Optuna. `python tests/benchmarks/tune.py [config ...] [--repeats N] [--minutes M]`
 """
 
+import argparse
 import os
-import sys
 import time
 from dataclasses import replace
 
@@ -21,42 +22,57 @@ import lossopt_jax as lo  # noqa: E402
 from lossopt_jax.config import load  # noqa: E402
 
 TASKS = ("digits_mlp", "diabetes_mlp", "breast_cancer_mlp", "rare_cancer_mlp", "digits_cnn", "digits_rnn", "pasted_digits_unet")
-TRIALS, SEEDS = 200, 8
+TRIALS, SEEDS, APART = 200, 8, 1_000  # APART: between the seeds of one repeat and the next
 
 
-def random_trials(made):
+def random_trials(made, repeat):
     found, recipes = spaces(made), []
     for place, (recipe, space) in enumerate(found.values()):
         count = len(range(place, TRIALS, len(found)))
-        recipes += lo.sample(recipe, space, count=count, seed=place, sampler=lo.samplers.random).recipes
+        recipes += lo.sample(recipe, space, count=count, seed=APART * repeat + place, sampler=lo.samplers.random).recipes
     return recipes
 
 
-def measured(name):
+def measured(name, repeats, minutes):
     made = load(CONFIGS / f"{name}.toml")
     data = {"train": made.task.train, "evaluate": made.task.evaluate}
-    swept = {} if made.trials is None else made.trials.space
-    began = time.perf_counter()
-    tuned = lo.tune(made.model, made.recipe, **data, run=made.run, space=swept)
-    seconds = time.perf_counter() - began
-    tpe, trials, ended = tpe_best(name, seconds)
-    began = time.perf_counter()
-    random = lo.sweep(made.model, random_trials(made), **data, run=made.run)
-    random_seconds = time.perf_counter() - began
-    recipes = {"tuned": tuned.recipe, "random": random.best(), "tpe": tpe, "as given": made.recipe}
-    again = lo.sweep(made.model, list(recipes.values()), **data, run=replace(made.run, seed=100), seeds=SEEDS)
-    losses = again.evaluation["loss"].reshape(len(recipes), SEEDS)
-    means, sems = losses.mean(1), losses.std(1, ddof=1) / np.sqrt(SEEDS)
-    shown = "  ".join(f"{what} {m:.4f} ± {s:.4f}" for what, m, s in zip(recipes, means, sems, strict=True))
-    share = sum(tuned.lane_steps.values()) / random.lane_steps
-    print(f"{name:20} {shown}  ratios {means[0] / means[1]:.3f} and {means[0] / means[2]:.3f}", flush=True)
-    print(
-        f"{'':20} lane-steps {share:.3f}  seconds {seconds:.0f} and {random_seconds:.0f}  TPE's trials {trials}, {ended} to the end"
-        f"  load {os.getloadavg()[0]:.1f}",
-        flush=True,
-    )
+    space = {} if made.trials is None else made.trials.space
+    winners = {"tuned": [], "random": [], f"tuned, {minutes:g} min": [], "TPE": []}
+    shares, trials, seconds = [], [], 0.0
+    for repeat in range(repeats):
+        run = replace(made.run, seed=APART * repeat)
+        began = time.perf_counter()
+        longer = lo.tune(made.model, made.recipe, **data, run=run, space=space, minutes=minutes)
+        seconds = seconds or time.perf_counter() - began  # the first one has compiled
+        tpe, *counts = tpe_best(name, seconds, APART * repeat)
+        usual = lo.tune(made.model, made.recipe, **data, run=run, space=space)
+        random = lo.sweep(made.model, random_trials(made, repeat), **data, run=run).best()
+        shares.append(sum(usual.lane_steps.values()) / (TRIALS * run.steps))
+        trials.append(counts)
+        for found, recipe in zip(winners.values(), (usual.recipe, random, longer.recipe, tpe), strict=True):
+            found.append(recipe)
+    recipes = [recipe for found in winners.values() for recipe in found] + [made.recipe]
+    again = lo.sweep(made.model, recipes, **data, run=replace(made.run, seed=APART * repeats), seeds=SEEDS)
+    losses = again.evaluation["loss"].reshape(len(recipes), SEEDS).mean(1)
+    print(f"{name}: {repeats} repeats, load {os.getloadavg()[0]:.1f}")
+    middle = {}
+    for i, what in enumerate(winners):
+        mine = np.nan_to_num(losses[i * repeats : (i + 1) * repeats], nan=np.inf)
+        middle[what] = np.median(mine)
+        print(f"  {what:16} {middle[what]:.4f} ({mine.min():.4f} to {mine.max():.4f})")
+    print(f"  {'as given':16} {losses[-1]:.4f}")
+    usual, random, longer, tpe = middle.values()
+    begun, ended = np.mean(trials, 0)
+    print(f"  tuned / random {usual / random:.3f} in {np.mean(shares):.3f} of their lane-steps")
+    print(f"  tuned / TPE {longer / tpe:.3f} in {seconds:.0f} s; TPE's trials {begun:.0f}, {ended:.0f} of them to the end")
+    print(flush=True)
 
 
 if __name__ == "__main__":
-    for task in sys.argv[1:] or TASKS:
-        measured(task)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", default=TASKS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=0.2)
+    given = parser.parse_args()
+    for task in given.configs:
+        measured(task, given.repeats, given.minutes)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -29,18 +30,19 @@ def spaces(made):
     return found
 
 
-def tpe_best(name: str, seconds: float):
+def tpe_best(name: str, seconds: float, seed: int = 0):
     """The best recipe that two workers find in so many seconds; how many trials they began, and how many ran to the end."""
     import optuna
 
     from lossopt_jax.config import load
     from lossopt_jax.recipe import with_numbers
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         journal = str(Path(folder) / "journal")
-        study = _study(optuna, journal, 0, create=True)
+        study = _study(optuna, journal, seed, create=True)
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--worker", name, str(seconds), journal]
+        command = [sys.executable, __file__, "--worker", name, str(seconds), journal, str(seed)]
         workers = [
             subprocess.Popen([*command, str(core)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
             for core in (0, 1)
@@ -51,7 +53,7 @@ def tpe_best(name: str, seconds: float):
             worker.stdin.write("go\n")
             worker.stdin.flush()
         assert [worker.wait() for worker in workers] == [0, 0]
-        study = _study(optuna, journal, 0)
+        study = _study(optuna, journal, seed)
         ended = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
         recipe, space = spaces(load(CONFIGS / f"{name}.toml"))[study.best_params["optimizer"]]
         values = {path: study.best_params[_named(study.best_params["optimizer"], path)] for path in space}
@@ -91,7 +93,7 @@ def one_of(members):
     return lo.bind(chosen, which=0.0, members=tuple(members))
 
 
-def worker(name: str, seconds: float, journal: str, core: int) -> None:
+def worker(name: str, seconds: float, journal: str, seed: int, core: int) -> None:
     os.sched_setaffinity(0, {core})
     import jax
     import optuna
@@ -105,7 +107,7 @@ def worker(name: str, seconds: float, journal: str, core: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     made = load(CONFIGS / f"{name}.toml")
     data, held_out = as_batch(made.task.train, "train"), pieces(as_batch(made.task.evaluate, "evaluate"), EVALUATION_BATCH)
-    found, run = spaces(made), made.run
+    found, run = spaces(made), replace(made.run, seed=seed)
     labels, length, due = list(found), chunk_length(run), evaluation_steps(run)
     jax.block_until_ready(jax.device_put(data))
     print("ready", flush=True)
@@ -122,7 +124,7 @@ def worker(name: str, seconds: float, journal: str, core: int) -> None:
     )
     begin = Carry(start(*start_with), jax.numpy.bool_(True))
     data, held_out, order = jax.device_put((data, held_out, order))
-    study = _study(optuna, journal, core)
+    study = _study(optuna, journal, seed + core)
 
     def objective(trial):
         label = trial.suggest_categorical("optimizer", labels)
@@ -153,6 +155,6 @@ def _suggested(trial, name, what):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--worker":
-        worker(sys.argv[2], float(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+        worker(sys.argv[2], float(sys.argv[3]), sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
     else:
         print(tpe_best(sys.argv[1], float(sys.argv[2])))
