@@ -241,6 +241,8 @@ def tune(
         swept = {} if experiment.trials is None else experiment.trials.space
         known = numbers(experiment.recipe)
         place = claimed(experiment, out, {"what": "tune"}, resume=resume, overwrite=overwrite)
+        if left_out := [path for path in swept if path not in known]:
+            typer.echo(f"not tuned: {', '.join(left_out)}, a structure of its own for each value: lossopt sweep does that")
 
         def on_stage(stage: Stage) -> list[Callable[[Any], None]]:
             bar.close()

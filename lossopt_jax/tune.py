@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from . import optimizers, schedules
 from ._types import Scalar
+from .hosts import from_first
 from .lr_finder import LRFinding, judged
 from .recipe import Bound, Recipe, bind, numbers, with_numbers
 from .step import check_recipe
@@ -128,7 +129,8 @@ def tune(
         return Tuned(recipe, found, None, None, spent)
     if minutes is not None:
         seconds = next(iter(found.values())).swept.seconds
-        budget = _kept_budget(checkpoint, spent["rates"] / max(seconds, 1e-9) * minutes * 60)
+        allowed = spent["rates"] / max(seconds, 1e-9) * minutes * 60
+        budget = from_first(lambda: _kept_budget(checkpoint, allowed))  # by one clock, should there be several processes
     finalists, count, each = _shares(budget, spent["rates"], stop, run.steps, seeds)
     swept = stages.run("sweep", _trials(learning, space or {}, count, run.seed), run, seeds=each, stop=stop)
     spent["sweep"] = swept.lane_steps

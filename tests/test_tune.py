@@ -132,8 +132,10 @@ def test_what_cannot_be_tuned_is_named(wrong, error, words):
 def test_the_command_writes_what_it_found(tmp_path, lossopt):
     config = Path(__file__).parents[1] / "configs" / "digits_mlp.toml"
     small = ["--set", "run.steps=30", "--set", "schedule.total=30", "--set", "schedule.warmup=2"]
+    small += ["--set", "sweep.space.run.batch_size={choice=[32,64]}"]
     done = lossopt("tune", str(config), *small, "--set", "sweep.space.schedule.warmup={uniform=[0,10]}", "--seeds", "2", "--out", "here")
     assert done.returncode == 0, done.stderr
+    assert "not tuned: run.batch_size, a structure of its own for each value" in done.stdout
     assert "rates in a tenth of the steps: adamw " in done.stdout
     here = tmp_path / "here"
     assert {path.name for path in here.iterdir()} == {
