@@ -106,3 +106,14 @@ def sweep_of(model, space, **how):
 def test_errors_say_what_is_valid(wrong, error, said):
     with pytest.raises(error, match=said):
         wrong()
+
+
+def test_a_structure_of_larger_arrays_is_narrower_under_a_plan_that_was_chosen():
+    from lossopt_jax.sweep.plan import MeasuredPlan
+    from lossopt_jax.sweep.run import prepared
+
+    trials = lo.grid(RECIPE, {"schedule.value": np.geomspace(1e-3, 1e-1, 16).tolist(), "run.batch_size": [8, 1024]})
+    job = [build((8,)), trials, TASK.train, None, DATA["run"], 1]
+    chosen, asked = (prepared(*job, plan, None, 30.0).waves for plan in (MeasuredPlan(lo.LanePlan(2, 8), "", 0.0), lo.LanePlan(2, 8)))
+    assert [wave.plan for wave in chosen] == [(2, 8), (2, 1)]  # a batch of 1,024 examples of 64 numbers has 256 KiB
+    assert [wave.plan for wave in asked] == [(2, 8), (2, 8)]

@@ -104,7 +104,7 @@ def _free_bytes() -> float:
 
 
 def _is_large(model: Model, inputs: PyTree, batch_size: int) -> bool:
-    """Whether the model makes an array of `LARGE` bytes from a batch, or convolves."""
+    """Whether a batch has `LARGE` bytes, or the model makes an array of so many from it, or convolves."""
 
     def forward(inputs: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
         return model.apply(params, model_state, inputs, key=jax.random.key(0), train=False)[0]
@@ -112,10 +112,10 @@ def _is_large(model: Model, inputs: PyTree, batch_size: int) -> bool:
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), inputs)
     jaxpr = jax.make_jaxpr(forward)(batch, *jax.eval_shape(model.init, jax.random.key(0), batch)).jaxpr
     count = len(jax.tree.leaves(batch))
-    return any(
-        eqn.primitive.name == "conv_general_dilated" or max(out.aval.size * out.aval.dtype.itemsize for out in eqn.outvars) >= LARGE
-        for eqn in _made_from(jaxpr, [True] * count + [False] * (len(jaxpr.invars) - count))
-    )
+    made = list(_made_from(jaxpr, [True] * count + [False] * (len(jaxpr.invars) - count)))
+    arrays = [out.aval for eqn in made for out in eqn.outvars if hasattr(out.aval, "dtype")] + jax.tree.leaves(batch)
+    convolves = any(eqn.primitive.name == "conv_general_dilated" for eqn in made)
+    return convolves or any(array.size * array.dtype.itemsize >= LARGE for array in arrays)
 
 
 def _made_from(jaxpr: Any, given: Sequence[bool]) -> Iterator[Any]:

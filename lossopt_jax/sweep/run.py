@@ -17,7 +17,7 @@ from ..data import as_batch, batch_indices, examples, pieces
 from ..hosts import check_alike, from_first, put
 from ..models import Model
 from ..train import EVALUATION_BATCH, Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
-from .lanes import LanePlan, by_structure, checked_plan, lanes_at_once
+from .lanes import LanePlan, by_structure, checked_plan, default_plan, lanes_at_once
 from .plan import MeasuredPlan, planned
 from .population import Population, Rule, with_schedules
 from .program import Lane, compiled_for, lanes_program, mesh_of, order_of
@@ -218,12 +218,17 @@ def prepared(
 def _waves(
     model: Model | Callable[..., Model], trials: Trials, data: Batch, run: Run, seeds: int, plan: LanePlan, parts: int, room: int
 ) -> list[Wave]:
-    waves = []
-    for members in by_structure(trials):
-        own = trials.setup(members[0], model, run)[0]
-        lanes = lanes_at_once(own, trials.recipes[members[0]], max(len(members), room), seeds, data, plan)
-        narrow = min(plan.width, -(-lanes // plan.devices))  # a plan that was asked for stays as it is: bits depend on the width
-        chosen = LanePlan(plan.devices, narrow if isinstance(plan, MeasuredPlan) else plan.width)
+    waves, groups = [], by_structure(trials)
+    setups = [trials.setup(members[0], model, run) for members in groups]
+    widths = [plan.width] * len(groups)  # a plan that was asked for stays as it is: bits depend on the width
+    if isinstance(plan, MeasuredPlan):  # of the most frequent structure: one of larger arrays is narrower in proportion
+        usual = [default_plan(own, data.inputs, its_run.batch_size, 2**30).width for own, its_run in setups]
+        measured = usual[groups.index(max(groups, key=len))]
+        widths = [max(1, plan.width * min(one, measured) // measured) for one in usual]
+    for members, width, (own, _) in zip(groups, widths, setups, strict=True):
+        lanes = lanes_at_once(own, trials.recipes[members[0]], max(len(members), room), seeds, data, LanePlan(plan.devices, width))
+        narrow = min(width, -(-lanes // plan.devices)) if isinstance(plan, MeasuredPlan) else width
+        chosen = LanePlan(plan.devices, narrow)
         turn = max(1, chosen.devices * chosen.width // seeds)
         some = min(lanes // seeds, max(turn, -(-max(len(trials), room) // parts)))
         waves += [Wave(members[i : i + some], chosen, some * seeds) for i in range(0, len(members), some)]
