@@ -42,10 +42,10 @@ def data(workload: str) -> tuple[np.ndarray, np.ndarray, int]:
     return (x.reshape(-1, 8, 8, 1) if workload == "cnn" else x), y.astype(np.int32), 10
 
 
-def rates(workload: str) -> np.ndarray:
+def rates(workload: str, lanes: int | None = None) -> np.ndarray:
     """The learning rate of each lane."""
     low, high = (1e-3, 0.1) if WORKLOADS[workload].momentum else (1e-4, 1e-2)
-    return np.geomspace(low, high, WORKLOADS[workload].lanes).astype(np.float32)
+    return np.geomspace(low, high, lanes or WORKLOADS[workload].lanes).astype(np.float32)
 
 
 def batches(workload: str, examples: int) -> np.ndarray:
@@ -60,10 +60,11 @@ def serve(prepare: Callable[[str, np.ndarray], Callable[[], tuple[float, float]]
     prepare: (workload, learning rates) -> a function that runs them and gives (share of them that was run, mean loss).
     """
     workload, index, count = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    lanes = int(sys.argv[5]) if len(sys.argv) > 5 else None
     try:
         data(workload)  # the libraries that hold it take seconds to import
         began = time.perf_counter()
-        run = prepare(workload, rates(workload)[index::count])
+        run = prepare(workload, rates(workload, lanes)[index::count])
     except ImportError as error:
         print("missing", error, flush=True)
         return

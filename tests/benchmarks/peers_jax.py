@@ -209,7 +209,7 @@ def ray_actors(workload: str, rates: np.ndarray):
     return run
 
 
-def lanes_of(workload: str, rates):
+def lanes_of(workload: str, rates, plan=None):
     import lossopt_jax as lo
 
     w = WORKLOADS[workload]
@@ -220,7 +220,7 @@ def lanes_of(workload: str, rates):
     recipe = lo.Recipe(lo.bind(lo.losses.cross_entropy), tx, lo.bind(lo.schedules.constant, value=1e-3))
     trials = lo.grid(recipe, {"schedule.value": rates.tolist()})
     given = {"train": (x, y), "run": lo.Run(steps=w.steps, batch_size=w.batch)}
-    plan = lo.plan_lanes(model, trials, **given)
+    plan = plan or lo.plan_lanes(model, trials, **given)
     return lambda: lo.sweep(model, trials, **given, plan=plan)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 torch.set_num_threads(1)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Characters(nn.Module):
@@ -42,7 +43,9 @@ def network(workload: str, classes: int) -> nn.Module:
 def tensors(workload: str):
     x, y, classes = data(workload)
     x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy() if workload == "cnn" else x)
-    return x, torch.from_numpy(y).long(), classes, torch.from_numpy(batches(workload, len(x))).long()
+    whole = x, torch.from_numpy(y).long(), torch.from_numpy(batches(workload, len(x))).long()
+    x, y, order = (tensor.to(DEVICE) for tensor in whole)
+    return x, y, classes, order
 
 
 def cross_entropy(logits, labels):
@@ -53,7 +56,7 @@ def loop(workload: str, rates: np.ndarray):
     x, y, classes, order = tensors(workload)
 
     def train(rate: float, steps: int) -> float:
-        model = network(workload, classes)
+        model = network(workload, classes).to(DEVICE)
         if WORKLOADS[workload].momentum:
             optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, fused=True)
         else:
@@ -76,7 +79,7 @@ def stacked(workload: str, rates: np.ndarray):
     x, y, classes, order = tensors(workload)
     if workload == "rnn":
         raise ImportError("torch.func has no vmap of nn.GRU")
-    rate = torch.from_numpy(rates)
+    rate = torch.from_numpy(rates).to(DEVICE)
     base = network(workload, classes).to("meta")
 
     def loss_of(params, buffers, x, y):
@@ -85,7 +88,7 @@ def stacked(workload: str, rates: np.ndarray):
     gradient = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(0, 0, None, None))
 
     def train(steps: int) -> float:
-        params, buffers = torch.func.stack_module_state([network(workload, classes) for _ in rates])
+        params, buffers = torch.func.stack_module_state([network(workload, classes).to(DEVICE) for _ in rates])
         params = {name: p.detach() for name, p in params.items()}
         names = list(params)
         weights = [params[name] for name in names]
