@@ -74,6 +74,16 @@ CONTESTS = {
     "pasted_digits_unet": Contest(
         "pasted_digits", {"name": "unet"}, "IoU error", REGIONS, ("adam", "momentum"), steps=150, batch_size=16, rates=3
     ),
+    "help_text_rnn": Contest(
+        "help_text",
+        {"name": "rnn", "width": 128},
+        "nats",
+        CLASSES[:1],
+        ("adam", "rmsprop", "momentum"),
+        steps=300,
+        rates=4,
+        clip_norm=1.0,
+    ),
     "help_text_transformer": Contest(
         "help_text",
         {"name": "transformer", "width": 64, "heads": 4, "depth": 1, "reach": 4},

@@ -204,6 +204,7 @@ FAMILIES = {
     ),
 }
 
+OTHERS = {"mlp": ("cnn", "rnn"), "transformer": ("rnn",)}  # the families whose networks take what the usual one's takes
 # Where a family was measured whose network is given to a kind of task that was not.
 USUAL_TASK = {
     "mlp": "digits_mlp",
@@ -268,7 +269,8 @@ class Recommendation:
         import tomli_w
 
         stand_in, usual = KINDS[self.kind].data, KINDS[self.kind].family
-        if self.family != usual and (usual != "mlp" or self.family not in ("cnn", "rnn") or (data is None and stand_in != "digits")):
+        others = OTHERS.get(usual, ()) if data is not None or usual != "mlp" or stand_in == "digits" else ()
+        if self.family != usual and self.family not in others:
             raise ValueError(f"no network of ours of the family {self.family!r} does {self.kind} on such data: the recipe is for your own")
         if data is None and stand_in is None:
             raise ValueError(f"no task of ours is of the kind {self.kind!r}: give the [data] table")

@@ -1,5 +1,7 @@
 """A convolution as a matrix product is Flax's own: same parameters, same values, same gradients, alone and as lanes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,9 +109,9 @@ def test_negative_padding_crops():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reach", [1, 3])
-def test_a_causal_transformer_does_not_look_ahead(reach):
-    model = lo.from_linen(lo.models.Transformer(width=8, reach=reach, output_shape=(6, 5)))
+@pytest.mark.parametrize("network", [partial(lo.models.Transformer, reach=1), partial(lo.models.Transformer, reach=3), lo.models.RNN])
+def test_what_predicts_the_next_symbol_does_not_look_ahead(network):
+    model = lo.from_linen(network(width=8, output_shape=(6, 5)))
     symbols = jnp.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 4, 3, 1]])
 
     @jax.jit

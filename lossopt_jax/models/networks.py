@@ -72,9 +72,10 @@ class UNet(nn.Module):
 
 
 class RNN(nn.Module):
-    """A GRU that reads a sequence (Cho et al. 2014, arXiv:1406.1078), then one dense layer on its last state.
+    """A GRU that reads a sequence (Cho et al. 2014, arXiv:1406.1078), then one dense layer on its last state, or on all of symbols.
 
-    [b, time, ...] in, [b, *output_shape] out. The steps are written out one after another: for short sequences.
+    Numbers [b, time, ...] in, [b, *output_shape] out; the steps are written out one after another: for short sequences. Or int symbols
+    [b, time] in, logits of the one that follows each [b, time, vocabulary] out; output_shape is (time, vocabulary).
     """
 
     width: int = 32
@@ -82,12 +83,13 @@ class RNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(*x.shape[:2], -1)
         # Sweeps with Flax's orthogonal default, a QR factorisation, were seen to hang on two CPU devices (jaxlib 0.10.2).
-        cell, state = (
-            nn.GRUCell(self.width, recurrent_kernel_init=nn.initializers.lecun_normal()),
-            jnp.zeros((x.shape[0], self.width), x.dtype),
-        )
+        cell = nn.GRUCell(self.width, recurrent_kernel_init=nn.initializers.lecun_normal())
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            vocabulary = self.output_shape[-1]
+            return nn.Dense(vocabulary)(nn.RNN(cell)(nn.Embed(vocabulary, self.width)(x)))
+        x = x.reshape(*x.shape[:2], -1)
+        state = jnp.zeros((x.shape[0], self.width), x.dtype)
         for time in range(x.shape[1]):
             state, _ = cell(state, x[:, time])
         return nn.Dense(math.prod(self.output_shape))(state).reshape(x.shape[0], *self.output_shape)
