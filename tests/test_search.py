@@ -330,7 +330,10 @@ def test_a_config_says_the_same_and_reproduces_itself():
             {"stop": {"name": "population", "every": 9}, "sampler": "tpe", "rounds": 3},
             "sweep.stop: a population changes the numbers that tpe asks for",
         ),
-        ({"sampler": "sobel"}, "sweep.sampler must be one of halton, random, sobol, tpe, cmaes, gp, grid, got 'sobel'"),
+        (
+            {"sampler": "sobel"},
+            r"sweep.sampler = 'sobel' is unknown; did you mean 'sobol'\? Valid: cmaes, gp, grid, halton, random, sobol, tpe",
+        ),
         ({"rounds": 3}, "sweep.rounds goes with sweep.sampler = tpe, cmaes, gp, not halton"),
         ({"sampler": "tpe", "rounds": 5}, "sweep.rounds must be an integer that divides sweep.count, 12, got 5"),
         ({"space": {"schedule": {"peak": {"normal": [0.1, 0.1]}}}}, "sweep.space.schedule.peak must be at least 0, got -0.2"),

@@ -126,7 +126,7 @@ def _option(value: Any, where: str, kind: Any, room: ModuleType) -> Any:
     kinds = typing.get_args(kind.annotation) or (kind.annotation,)
     if typing.get_origin(kind.annotation) is typing.Literal:
         if value not in kinds:
-            raise ConfigError(f"{where} must be one of {', '.join(map(str, kinds))}, got {value!r}")
+            raise ConfigError(f"{where} = {value!r} is unknown; {nearest(str(value), map(str, kinds))}")
         return value
     for simple, article in ((bool, "true or false"), (int, "an integer"), (str, "text")):
         if simple in kinds:

@@ -113,7 +113,7 @@ def trials_of(
         if isinstance(drawn[key], bool) or not isinstance(drawn[key], int) or drawn[key] < least:
             raise ConfigError(f"sweep.{key} must be an integer of at least {least}, got {drawn[key]!r}")
     if drawn["sampler"] not in (known_samplers := [*samplers.__all__, *SEARCHES, "grid"]):
-        raise ConfigError(f"sweep.sampler must be one of {', '.join(known_samplers)}, got {drawn['sampler']!r}")
+        raise ConfigError(f"sweep.sampler = {drawn['sampler']!r} is unknown; {nearest(str(drawn['sampler']), known_samplers)}")
     if "rounds" in drawn and drawn["sampler"] not in SEARCHES:
         raise ConfigError(f"sweep.rounds goes with sweep.sampler = {', '.join(SEARCHES)}, not {drawn['sampler']}")
     search = _search(space, drawn) if drawn["sampler"] in SEARCHES else None
