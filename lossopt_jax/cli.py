@@ -46,14 +46,14 @@ def train(
     save_every: SaveEvery = 30.0,
 ) -> None:
     """Train the one recipe of a config."""
-    with one_line_errors(), interruptible() as stop_if_interrupted:
+    with one_line_errors() as made, interruptible() as stop_if_interrupted:
         prepare_jax()
         from . import config as configs
         from .report import folder, progress, results
         from .train import fit
 
         experiment = configs.load(config, set_ or (), sweep=False)
-        place = claimed(experiment, out, {"what": "train"}, resume=resume, overwrite=overwrite)
+        place = claimed(made, experiment, out, {"what": "train"}, resume=resume, overwrite=overwrite)
         typer.echo(f"{experiment.name}: 1 recipe, {experiment.run.steps} steps of {experiment.run.batch_size} examples")
         with progress.progress(experiment.run.steps, 1, quiet=quiet) as tell:
             fitted = fit(
@@ -89,7 +89,7 @@ def sweep(
     process: Annotated[int | None, typer.Option(metavar="I", help="Which of them this is, from 0.", show_default=False)] = None,
 ) -> None:
     """Train many recipes at once, drawn from the sweep table of a config."""
-    with ended_at_once(), one_line_errors(), interruptible() as stop_if_interrupted, ExitStack() as stack:
+    with ended_at_once(), one_line_errors() as made, interruptible() as stop_if_interrupted, ExitStack() as stack:
         prepare_jax()
         if (coordinator, processes, process) != (None, None, None):
             stack.enter_context(together(coordinator, processes, process))
@@ -117,7 +117,7 @@ def sweep(
         if join and coordinator is not None:
             raise configs.ConfigError("--join is for processes that run by themselves, --coordinator for those that run as one")
         check_alike({"config": str(experiment.resolved), "--plan": str(layout)})
-        place = from_first(lambda: claimed(experiment, out, {"what": "sweep"}, resume=resume, overwrite=overwrite, join=join))
+        place = from_first(lambda: claimed(made, experiment, out, {"what": "sweep"}, resume=resume, overwrite=overwrite, join=join))
         many = f" x {seeds} seeds = {lanes} lanes" if seeds > 1 else f" = {lanes} lanes"
         sizes = trials.space.get("run.batch_size")
         examples = " or ".join(f"{size:.0f}" for size in (sizes.arguments if sizes else [run.batch_size]))
@@ -174,23 +174,20 @@ def find_lr(
     save_every: SaveEvery = 30.0,
 ) -> None:
     """Find the learning rate of a config: many constant rates at once, each trained for its steps."""
-    with one_line_errors(), interruptible() as stop_if_interrupted:
+    with one_line_errors() as made, interruptible() as stop_if_interrupted:
         prepare_jax()
         from . import config as configs
         from . import lr_finder
-        from .range_test import check_steps
         from .report import finding, folder, progress
 
         lr_finder.check_range(low, high, count, seeds)
         experiment = configs.load(config, set_ or (), sweep=False)
         # Not an override: the schedule, which is put aside while looking, need not fit the shorter run.
         run = experiment.run if steps is None else replace(experiment.run, steps=steps)
-        if range_test:
-            check_steps(run.steps)
         asked = {"what": "range-test" if range_test else "find-lr", "--low": low, "--high": high, "--steps": run.steps}
         asked |= {} if range_test else {"--count": count, "--seeds": seeds}
         last = "range_test.png" if range_test else "find_lr.png"
-        place = claimed(experiment, out, asked, resume=resume, overwrite=overwrite, last=last)
+        place = claimed(made, experiment, out, asked, resume=resume, overwrite=overwrite, last=last)
         if range_test:
             _range_test(experiment, place, run, low, high, [stop_if_interrupted])
             return
@@ -230,7 +227,7 @@ def tune(
     save_every: SaveEvery = 30.0,
 ) -> None:
     """Tune the recipe of a config: each optimizer's learning rate, a halving sweep around them, the winner against the recipe."""
-    with one_line_errors(), interruptible() as stop_if_interrupted, ExitStack() as bar:
+    with one_line_errors() as made, interruptible() as stop_if_interrupted, ExitStack() as bar:
         prepare_jax()
         from . import config as configs
         from .recipe import numbers
@@ -240,7 +237,7 @@ def tune(
         experiment = configs.load(config, set_ or ())
         swept = {} if experiment.trials is None else experiment.trials.space
         known = numbers(experiment.recipe)
-        place = claimed(experiment, out, {"what": "tune"}, resume=resume, overwrite=overwrite)
+        place = claimed(made, experiment, out, {"what": "tune"}, resume=resume, overwrite=overwrite)
         if left_out := [path for path in swept if path not in known]:
             typer.echo(f"not tuned: {', '.join(left_out)}, a structure of its own for each value: lossopt sweep does that")
 

@@ -22,6 +22,7 @@ GO_ON = "stopped by Ctrl-C; what was saved of this run is gone on with by --resu
 
 
 def claimed(
+    made: list[Path],
     experiment: "Experiment",
     out: Path | None,
     asked: dict[str, Any],
@@ -33,11 +34,14 @@ def claimed(
 ) -> Path:
     """The folder to write, with its config in it; ends the command where a resumed folder is finished.
 
-    asked, last: as of `results.finished`.
+    made: of `one_line_errors`. asked, last: as of `results.finished`.
     """
     from .report import folder, results
 
+    new = out is None or not out.exists()
     place = folder.claim(out or folder.default_folder(experiment.name), overwrite=overwrite, resume=resume, join=join)
+    if new and not join:
+        made.append(place)
     resume = resume or join
     if resume and results.finished(place, experiment.resolved, asked, last):
         typer.echo(f"{place} is finished; nothing to do")
@@ -114,8 +118,12 @@ def prepare_jax() -> None:
 
 
 @contextmanager
-def one_line_errors(stopped: str = GO_ON) -> Iterator[None]:
-    """What the user can mend is one line on standard error: exit code 2 for a wrong config or data, 1 for a folder, 130 for Ctrl-C."""
+def one_line_errors(stopped: str = GO_ON) -> Iterator[list[Path]]:
+    """What the user can mend is one line on standard error: exit code 2 for a wrong config or data, 1 for a folder, 130 for Ctrl-C.
+
+    Yields a list for `claimed` to put a new folder in: where what is wrong is found before anything ran, it is taken away again.
+    """
+    made: list[Path] = []
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
@@ -124,9 +132,11 @@ def one_line_errors(stopped: str = GO_ON) -> Iterator[None]:
 
     warnings.showwarning = show  # type: ignore[assignment]
     try:
-        yield
+        yield made
     except (ValueError, TypeError) as error:
         code, message = 2, str(error)
+        for place in made:
+            _remove_unused(place)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough: `lossopt list | head`
         return
@@ -140,3 +150,14 @@ def one_line_errors(stopped: str = GO_ON) -> Iterator[None]:
         warnings.showwarning = before
     typer.secho(f"lossopt: {message}", fg=typer.colors.RED, err=True)
     sys.exit(code)
+
+
+def _remove_unused(place: Path) -> None:
+    """A folder that has a config and nothing that was run."""
+    from .report import folder
+
+    if all(path.name in ("config.toml", folder.STATE) for path in place.rglob("*")):
+        with suppress(OSError):
+            folder.remove_state(place)
+            (place / "config.toml").unlink(missing_ok=True)
+            place.rmdir()

@@ -51,7 +51,8 @@ def lr_range_test(
     """
     if not 0 < low < high < math.inf:
         raise ValueError(f"lr_range_test: low must be above 0 and high above low, both finite, got low {low} and high {high}")
-    check_steps(run.steps)
+    if run.steps < 2:
+        raise ValueError(f"lr_range_test: run.steps must be at least 2, got {run.steps}")
     growing = bind(schedules.exponential, init=low, factor=high / low, every=run.steps - 1)
     losses = fit(model, recipe._replace(schedule=growing), train=train, run=run, on_chunk=on_chunk).history["loss"].astype(np.float64)
     rates = np.geomspace(low, high, run.steps)[: len(losses)]
@@ -62,12 +63,6 @@ def lr_range_test(
     kept = slice(len(losses) // 10, max(end - 5, 0))
     suggested = valley(rates[kept], smoothed[kept]), steep(rates[kept], smoothed[kept])
     return LRRangeTest(rates[:end], losses[:end], smoothed[:end], *suggested, low, high, run.steps)
-
-
-def check_steps(steps: int) -> None:
-    """Raise ValueError where the rate has no step to grow in."""
-    if steps < 2:
-        raise ValueError(f"lr_range_test: run.steps must be at least 2, got {steps}")
 
 
 def running_mean(losses: np.ndarray, forgetting: float = FORGETTING) -> np.ndarray:

@@ -27,6 +27,7 @@ BELOW, ABOVE = 20.0, 4.0  # the sweep reaches so many times below and above what
 DECAY = log_uniform(1e-5, 0.1)
 RUNS = 20.0  # the budget unless given, in full runs: a tenth of 200 trials
 FEWEST = 9  # trials of a sweep that is worth one
+WARM = 5.0  # seconds; a shorter stage is timed again to tell the speed, since a program's first steps are slow
 MANY = 750  # trials, beyond which more seeds tell more than more trials
 SHARE, FINALISTS = 0.3, 8  # of the budget for the last stage, and at most so many of the sweep's best in it
 
@@ -98,11 +99,12 @@ def tune(
 
     families: bound optimizers to choose from; by default the recipe's own, adamw, and momentum. space: further numbers to sweep, by path
     as in `sample`; those of an optimizer are for the families that have them, and one of the rate is put aside. lane_steps: the steps of
-    all stages together, 20 x run.steps by default; or minutes, turned into steps at the speed of the first stage (compiling comes on top).
+    all stages together, 20 x run.steps by default; or minutes, turned into steps at the speed of the first stage (compiling comes on top,
+    and nine trials are run in any case).
     on_stage: called with a `Stage` before it runs; gives the callbacks for it. checkpoint: a folder from which the
     same call goes on. Other arguments as in `sweep`.
 
-    Raises ValueError when the budget is too small for nine trials. Halving: Jamieson & Talwalkar (2016, arXiv:1502.07943).
+    Raises ValueError when lane_steps are too few for nine trials. Halving: Jamieson & Talwalkar (2016, arXiv:1502.07943).
     """
     check_recipe(recipe)
     if lane_steps is not None and minutes is not None:
@@ -129,7 +131,11 @@ def tune(
         return Tuned(recipe, found, None, None, spent)
     if minutes is not None:
         seconds = next(iter(found.values())).swept.seconds
-        allowed = spent["rates"] / max(seconds, 1e-9) * minutes * 60
+        if from_first(lambda: seconds) < WARM:
+            again = _findings(stages._replace(on_stage=lambda stage: (), checkpoint=None), recipe, chosen, short)
+            seconds = min(seconds, next(iter(again.values())).swept.seconds)
+        least = spent["rates"] + 2 * seeds * run.steps + _cost(FEWEST, stop, run.steps)
+        allowed = max(spent["rates"] / max(seconds, 1e-9) * minutes * 60, least)
         budget = from_first(lambda: _kept_budget(checkpoint, allowed))  # by one clock, should there be several processes
     finalists, count, each = _shares(budget, spent["rates"], stop, run.steps, seeds)
     swept = stages.run("sweep", _trials(learning, space or {}, count, run.seed), run, seeds=each, stop=stop)
@@ -229,6 +235,8 @@ def _cost(count: int, stop: Stop | None, steps: int) -> int:
 def _shares(budget: float, spent: float, stop: Stop | None, steps: int, seeds: int) -> tuple[int, int, int]:
     """How many finalists, trials of the sweep and seeds for each of them a budget allows, of which some is spent."""
     finalists = min(max(int(SHARE * budget / (seeds * steps)) - 1, 1), FINALISTS)
+    while finalists > 1 and budget - spent - (finalists + 1) * seeds * steps < _cost(FEWEST, stop, steps):
+        finalists -= 1
     left = budget - spent - (finalists + 1) * seeds * steps
     count = _count(left, stop, steps)
     each = min(max(count // MANY, 1), seeds)

@@ -226,17 +226,19 @@ def test_the_range_test_is_one_run_with_a_line_of_its_own(tmp_path, lossopt):
         (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
         (["find-lr", DIGITS, "--low", "3", "--high", "2"], 2, "high must be above low"),
         (["find-lr", DIGITS, "--range-test", "--steps", "1"], 2, "run.steps must be at least 2"),
+        (["tune", DIGITS, "--lane-steps", "900", "--out", "new"], 2, "leaves 0 lane-steps for the sweep"),
         (["train", DIGITS, "--out", "/dev/null/x"], 1, "/dev/null/x"),
         (["diagnose", "nowhere"], 1, "there is no folder nowhere"),
         (["list", "loses"], 2, "did you mean 'losses'"),
     ],
 )
-def test_errors_are_one_line_with_their_exit_code(arguments, code, words, lossopt):
+def test_errors_are_one_line_with_their_exit_code_and_leave_no_folder(arguments, code, words, lossopt, tmp_path):
     failed = lossopt(*arguments)
     assert failed.returncode == code
     assert words in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
-    assert failed.stdout == "" or "lanes" in failed.stdout
+    assert failed.stdout == "" or "lanes" in failed.stdout or "one run" in failed.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.name != "runs"]
 
 
 def test_an_error_of_a_process(tmp_path):
