@@ -137,7 +137,9 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     if len({*header}) < len(header):
         raise ValueError(f"csv: {path} names a column twice: {', '.join(header)}")
     if target not in header:
-        raise ValueError(f"csv: {path} has no column {target!r}; it has {', '.join(header) or 'no header line'}")
+        other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+        hint = "" if other is None else f": separated by {other!r}, where commas are expected"
+        raise ValueError(f"csv: {path} has no column {target!r}; it has {', '.join(header) or 'no header line'}{hint}")
     if len(rows) < 5:
         raise ValueError(f"csv: {path} has {len(rows)} rows, and a fifth is to be held out: at least 5 are needed")
     for line, row in rows:

@@ -341,7 +341,9 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
     x, y = columns(path, target)
     codes = np.unique(y, return_inverse=True)[1] if y.dtype.kind == "U" else y
     whole = bool((codes == np.round(codes)).all())
-    if whole and len(values := np.unique(codes)) <= MANY and kind is None:  # classes may be any whole numbers
+    if len(values := np.unique(codes)) == 1:
+        raise ValueError(f"recommend: all values of {target!r} are {y[0]}: there is nothing to learn")
+    if whole and len(values) <= MANY and kind is None:  # classes may be any whole numbers
         codes = np.searchsorted(values, codes)
     found = recommend(kind, inputs=x, targets=codes.astype(np.int32) if whole else codes, family=family)
     sort = "counts" if found.kind == "counts" else "regression" if found.kind.startswith("regression") else "classes"

@@ -148,7 +148,8 @@ def test_from_a_csv_file_to_a_trained_model(lossopt, tmp_path):
         ("a,b\n" + "1,2\n\n" * 5 + "x,3\n", "b", "line 12 of my.csv: 'a' is 'x'"),
         ("a,a,b\n" + "1,2,3\n" * 5, "b", "names a column twice: a, a, b"),
         ("b\n" + "1\n2\n3\n4\n5\n", "b", "no column beside 'b'"),
-        ("a,b\n" + "1,2\n" * 6, "b", "all targets are"),
+        ("a,b\n" + "1,2\n" * 6, "b", "all values of 'b' are 2"),
+        ("a;b\n" + "1;2\n" * 6, "b", "it has a;b: separated by ';', where commas are expected"),
     ],
 )
 def test_broken_csv_files_are_named(text, target, words, lossopt, tmp_path):
