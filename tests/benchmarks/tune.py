@@ -16,10 +16,9 @@ import numpy as np
 
 jax.config.update("jax_num_cpu_devices", 2)
 
-from tune_tpe import CONFIGS, spaces, tpe_best  # noqa: E402
+from tune_tpe import experiment, spaces, tpe_best  # noqa: E402
 
 import lossopt_jax as lo  # noqa: E402
-from lossopt_jax.config import load  # noqa: E402
 
 TASKS = ("digits_mlp", "diabetes_mlp", "breast_cancer_mlp", "rare_cancer_mlp", "digits_cnn", "digits_rnn", "pasted_digits_unet")
 TRIALS, SEEDS, APART = 200, 8, 1_000  # APART: between the seeds of one repeat and the next
@@ -34,7 +33,7 @@ def random_trials(made, repeat):
 
 
 def measured(name, repeats, minutes):
-    made = load(CONFIGS / f"{name}.toml")
+    made = experiment(name)
     data = {"train": made.task.train, "evaluate": made.task.evaluate}
     space = {} if made.trials is None else made.trials.space
     winners = {"tuned": [], "random": [], f"tuned, {minutes:g} min": [], "TPE": []}

@@ -14,6 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+# 200 full-length trials of the config's own network would take hours.
+SMALLER = {"pasted_digits_unet": ["model.channels=[8, 16]", "run.steps=300"]}
+
+
+def experiment(name: str):
+    from lossopt_jax.config import load
+
+    return load(CONFIGS / f"{name}.toml", SMALLER.get(name, ()))
 
 
 def spaces(made):
@@ -34,7 +42,6 @@ def tpe_best(name: str, seconds: float, seed: int = 0):
     """The best recipe that two workers find in so many seconds; how many trials they began, and how many ran to the end."""
     import optuna
 
-    from lossopt_jax.config import load
     from lossopt_jax.recipe import with_numbers
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -55,7 +62,7 @@ def tpe_best(name: str, seconds: float, seed: int = 0):
         assert [worker.wait() for worker in workers] == [0, 0]
         study = _study(optuna, journal, seed)
         ended = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
-        recipe, space = spaces(load(CONFIGS / f"{name}.toml"))[study.best_params["optimizer"]]
+        recipe, space = spaces(experiment(name))[study.best_params["optimizer"]]
         values = {path: study.best_params[_named(study.best_params["optimizer"], path)] for path in space}
         return with_numbers(recipe, values), len(study.trials), ended
 
@@ -98,14 +105,13 @@ def worker(name: str, seconds: float, journal: str, seed: int, core: int) -> Non
     import jax
     import optuna
 
-    from lossopt_jax.config import load
     from lossopt_jax.data import as_batch, batch_indices, examples, pieces
     from lossopt_jax.recipe import with_numbers
     from lossopt_jax.step import init_state
     from lossopt_jax.train import EVALUATION_BATCH, Carry, chunk_length, compile_together, evaluate, evaluation_steps, train_chunk
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    made = load(CONFIGS / f"{name}.toml")
+    made = experiment(name)
     data, held_out = as_batch(made.task.train, "train"), pieces(as_batch(made.task.evaluate, "evaluate"), EVALUATION_BATCH)
     found, run = spaces(made), replace(made.run, seed=seed)
     labels, length, due = list(found), chunk_length(run), evaluation_steps(run)
