@@ -1,6 +1,9 @@
 """A recurrent network that reads text character by character: the help topics that come with Python.
 
 python examples/characters.py
+
+Expect loss at most 1.50 nats of one recipe (measured 1.435 on Python 3.11; counted pairs 1.778), and 1.399 of the best swept rate
+(standard error over 5 seeds 0.004). 91 s of processor time, all in.
 """
 
 import jax
