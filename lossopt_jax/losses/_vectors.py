@@ -1,5 +1,6 @@
 """Norms, cosines and distances whose gradient is finite where the textbook one is not: at zero."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,47 +14,73 @@ from .._types import Scalar, to_float32
 @jax.custom_jvp
 def norm(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
     """(sum |x|^degree)^(1 / degree) over the last axis, [*b, d] -> [*b]; degree > 0, may be traced or infinite; the gradient at 0 is 0."""
-    size = jnp.abs(x)
-    # Measured from the largest, a constant since the norm is homogeneous: no overflow, and powers of ordinary numbers.
-    largest = lax.stop_gradient(size.max(-1, keepdims=True, initial=0))
-    unit = size / jnp.where(largest == 0, 1, largest)
-    powers = jnp.where(unit == 0, 0, jnp.where(unit == 0, 1, unit) ** degree)
-    total = powers.sum(-1)
-    return largest[..., 0] * jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / jnp.asarray(degree, x.dtype)))
+    degree = jnp.asarray(degree, x.dtype)
+
+    def power(size: jax.Array) -> jax.Array:  # a product costs a fraction of a power
+        return lax.cond(degree == 2, jnp.square, lambda s: s**degree, size)
+
+    def finite(x: jax.Array) -> jax.Array:
+        size, total = _scaled_sum(x, lambda x: power(jnp.abs(x)))
+        root = lax.cond(degree == 2, jnp.sqrt, lambda t: t ** (1 / degree), jnp.where(total == 0, 1, total))
+        return (jnp.where(total == 0, 0, root) * size)[..., 0]
+
+    return lax.cond(jnp.isinf(degree), lambda x: jnp.abs(x).max(-1, initial=0), finite, x)
 
 
 def _norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (x, degree), (dx, ddegree) = primals, tangents
+    degree = jnp.asarray(degree, x.dtype)
     length = norm(x, degree)
     unit = x / jnp.where(length == 0, 1, length)[..., None]
-    zero = unit == 0
-    size, tangent = jnp.where(zero, 1, jnp.abs(unit)), jnp.zeros_like(length)
-    powers = jnp.where(zero, 0, size**degree)
-    total = powers.sum(-1)  # 1, but for its rounding and where the degree is infinite
-    total = jnp.where(total == 0, 1, total)
+    tangent = jnp.zeros_like(length)
     if not isinstance(dx, SymbolicZero):
-        # The slope x |x|^(degree - 2): at 0 it is 0, and so is its own, unless the degree is 2.
-        slope = unit * jnp.where(zero, degree == 2, size ** (degree - 2))
-        tangent += (slope * dx).sum(-1) / total
+        tangent += (lax.cond(degree == 2, lambda u: u, lambda u: _slope(u, degree), unit) * dx).sum(-1)
     if not isinstance(ddegree, SymbolicZero):
-        tangent += length / (degree * total) * (powers * jnp.log(size)).sum(-1) * ddegree
+        size = jnp.where(unit == 0, 1, jnp.abs(unit))
+        powers = jnp.where(unit == 0, 0, size**degree)
+        total = powers.sum(-1)
+        tangent += length / (degree * jnp.where(total == 0, 1, total)) * (powers * jnp.log(size)).sum(-1) * ddegree
     return length, tangent
 
 
 norm.defjvp(_norm_jvp, symbolic_zeros=True)
 
 
+def _slope(unit: jax.Array, degree: jax.Array) -> jax.Array:
+    """unit |unit|^(degree - 2): at 0 it is 0, and so is its own slope. Of an infinite degree the largest share it."""
+    zero, size = unit == 0, jnp.abs(unit)
+    largest = (size > 0) & (size >= size.max(-1, keepdims=True, initial=0))
+    shared = jnp.sign(unit) * largest / largest.sum(-1, keepdims=True).clip(1)
+    return jnp.where(jnp.isinf(degree), shared, unit * jnp.where(zero, 0, jnp.where(zero, 1, size) ** (degree - 2)))
+
+
 def unit_vectors(x: jax.Array) -> jax.Array:
     """x / |x| over the last axis; 0 where x is 0, with gradient 0."""
-    peak = largest(x)
-    x = x / jnp.where(peak == 0, 1, peak)
-    square = jnp.square(x).sum(-1, keepdims=True)
-    return x * lax.rsqrt(jnp.where(square == 0, 1, square))
+    scale, inverse = inverse_norms(x)
+    return x * scale * inverse
 
 
-def largest(x: jax.Array) -> jax.Array:
-    """The largest size in a vector, [*b, 1]: 0 for the vector 0 alone. A constant to differentiation."""
-    return lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True, initial=0))
+def inverse_norms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """1 / |x| as two factors, [*b, 1] each, since it may overflow, and x times one of them does not; (1, 0) where x is 0."""
+    size, square = _scaled_sum(x, jnp.square)
+    return 1 / size, jnp.where(square == 0, 0, lax.rsqrt(jnp.where(square == 0, 1, square)))
+
+
+def _scaled_sum(x: jax.Array, of: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(size, the sum of `of(x / size)`), [*b, 1] each: 1, unless the sum as it stands has overflown or lost digits to underflow.
+
+    Then it is the largest there is in the vector, a constant to differentiation. The sum is 0 for the vector 0 alone.
+    """
+    plain, extremes = of(x).sum(-1, keepdims=True), jnp.finfo(x.dtype)
+    ordinary = (plain > extremes.tiny * 1e10) & (plain <= extremes.max)
+
+    def by_the_largest() -> tuple[jax.Array, jax.Array]:
+        largest = lax.stop_gradient(jnp.abs(x)).max(-1, keepdims=True, initial=0)
+        size = jnp.where(ordinary | (largest == 0), 1, jnp.maximum(largest, extremes.tiny))
+        return size, of(x / size).sum(-1, keepdims=True)
+
+    # Ordinary vectors cost one pass; to look for the largest first would be another.
+    return lax.cond(ordinary.all(), lambda: (jnp.ones_like(plain), plain), by_the_largest)
 
 
 def all_cosines(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._types import Scalar, check_same_shape, to_float32
 from ._labels import check_among, class_targets, is_labels, weigh_classes, weighed_by
 from ._stable import hot, label_nll, softplus_pair
-from ._vectors import all_cosines, largest, norm, unit_vectors, vectors
+from ._vectors import all_cosines, inverse_norms, norm, vectors
 
 __all__ = ["arcface", "clip", "contrastive", "cosface", "cosine", "cosine_embedding", "info_nce", "ntxent", "siglip"]
 
@@ -170,9 +170,24 @@ def arcface(outputs: jax.Array, targets: jax.Array, *, scale: Scalar = 64.0, mar
     return counts * label_nll(scale * jnp.where(hot(labels, cosines.shape[-1]), turned, cosines), labels)
 
 
+@jax.custom_jvp
 def _cosine_distance(x: jax.Array, y: jax.Array) -> jax.Array:
-    zero = (largest(x) == 0)[..., 0] | (largest(y) == 0)[..., 0]
-    return jnp.where(zero, 1, jnp.square(unit_vectors(x) - unit_vectors(y)).sum(-1) / 2)
+    (scale_x, inverse_x), (scale_y, inverse_y) = inverse_norms(x), inverse_norms(y)
+    apart = x * scale_x * inverse_x - y * scale_y * inverse_y
+    return jnp.where((inverse_x == 0) | (inverse_y == 0), 1, jnp.square(apart).sum(-1, keepdims=True) / 2)[..., 0]
+
+
+@_cosine_distance.defjvp
+def _cosine_distance_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x, y), (dx, dy) = primals, tangents
+    (scale_x, inverse_x), (scale_y, inverse_y) = inverse_norms(x), inverse_norms(y)
+    u, v = x * scale_x * inverse_x, y * scale_y * inverse_y
+    distance = _cosine_distance(x, y)
+    zero, less = (inverse_x == 0) | (inverse_y == 0), distance[..., None]
+    # d(1 - u.v) = -(v - (u.v) u) dx / |x|, written in the distance, so that nothing cancels at small angles.
+    slope_x = jnp.where(zero, 0, (u - v - less * u) * inverse_x * scale_x)
+    slope_y = jnp.where(zero, 0, (v - u - less * v) * inverse_y * scale_y)
+    return distance, (slope_x * dx + slope_y * dy).sum(-1)
 
 
 def _cosines(outputs: jax.Array, targets: jax.Array, ignore_index: int, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:
