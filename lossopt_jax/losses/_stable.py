@@ -75,6 +75,27 @@ def _pick_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 @jax.custom_jvp
+def counted_pick(x: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Array:
+    """counts * x[..., label], 0 for a label of -1 whatever lies there; a count that is NaN makes the whole gradient NaN."""
+    return counts * jnp.where(labels < 0, 0, pick(x, labels))
+
+
+def _counted_pick_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x, labels, counts), (dx, _, dcounts) = primals, tangents
+    out = counted_pick(x, labels, counts)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(dx, SymbolicZero):
+        slope = jnp.where(hot(labels, x.shape[-1]), counts[..., None], (counts - counts)[..., None])
+        tangent += (slope * dx).sum(-1)
+    if not isinstance(dcounts, SymbolicZero):
+        tangent += counted_pick(x, labels, dcounts)
+    return out, tangent
+
+
+counted_pick.defjvp(_counted_pick_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
 def label_nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[label], [*b, c], [*b] -> [*b], exact also where the label is nearly certain; 0 for a label of -1.
 

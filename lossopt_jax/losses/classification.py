@@ -7,7 +7,6 @@ from .._types import Scalar, Vector, check_same_shape, to_float32
 from ._divergences import js_terms, kl_of
 from ._labels import (
     binary_targets,
-    class_targets,
     class_vector,
     label_weights,
     last_axis,
@@ -19,9 +18,9 @@ from ._labels import (
 from ._special import focal_of, not_exp
 from ._stable import (
     binary_nll,
+    counted_pick,
     lead,
     log_mix,
-    pick,
     sigmoid_pair,
     smooth_label_nll,
     soft_nll,
@@ -102,13 +101,13 @@ def nll(log_probs: jax.Array, targets: jax.Array, *, class_weights: Vector | Non
     >>> nll(jnp.array([[-0.5, -1.0]]), jnp.array([1]))
     Array([1.], dtype=float32)
     """
-    given = class_targets(log_probs, targets, loss="nll", ignore_index=ignore_index)
+    given = raw_class_targets(log_probs, targets, loss="nll", ignore_index=ignore_index)
     w = optional_vector(class_weights, given.logits.shape[-1], loss="nll")
     if given.labels is None:
         q = given.one_hot() if w is None else given.one_hot() * lead(w, given.logits)
         return times(q, -given.logits).sum(-1)
     counts = given.counts if w is None else given.counts * label_weights(w, given.labels)
-    return counts * -pick(given.logits, given.labels)
+    return -counted_pick(given.logits, given.labels, counts)
 
 
 @weighed_by(weigh_classes)
