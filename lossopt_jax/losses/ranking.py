@@ -3,14 +3,20 @@
 targets: relevance [*b, n] >= 0, floats or integers; below 0 marks an item as padding (as in TensorFlow Ranking), whatever its score.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from .._types import Scalar, check_same_shape, to_float32
 from ._labels import binary_targets
-from ._stable import soft_nll, softplus_pair
+from ._stable import nll_of_all, soft_nll, soft_slope, softplus_pair, times
 from ._vectors import vectors
+
+T = TypeVar("T")
 
 __all__ = ["lambdarank", "listwise_softmax", "margin_ranking", "pairwise_logistic"]
 
@@ -25,9 +31,9 @@ def listwise_softmax(outputs: jax.Array, targets: jax.Array, *, temperature: Sca
     >>> listwise_softmax(jnp.array([[2.0, 0.0, 7.0]]), jnp.array([[1, 0, -1]])).round(3)
     Array([0.127], dtype=float32)
     """
-    s, y, real = _lists(outputs, targets, loss="listwise_softmax")
-    some = real.any(-1, keepdims=True)  # a list of -inf alone would be NaN
-    return soft_nll(jnp.where(real | ~some, s / temperature, -jnp.inf), y)
+    _check(outputs, targets, loss="listwise_softmax")
+    s = to_float32(outputs)
+    return _listwise(s, to_float32(targets).astype(s.dtype), jnp.asarray(temperature, s.dtype))
 
 
 def pairwise_logistic(outputs: jax.Array, targets: jax.Array, *, sigma: Scalar = 1.0) -> jax.Array:
@@ -78,12 +84,53 @@ def margin_ranking(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, 
     return jax.nn.relu(margin - binary_targets(targets, loss="margin_ranking", low=-1) * (first - second))
 
 
-def _lists(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scores and relevance in float32, 0 where padding, and where not."""
+@jax.custom_jvp
+def _listwise(s: jax.Array, y: jax.Array, temperature: jax.Array) -> jax.Array:
+    return _without_padding(soft_nll, s, y, temperature)
+
+
+def _listwise_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    _, y, temperature = primals
+    ds, dy, dtemperature = tangents
+    # Value and slope from one branch: they share most of the work.
+    out, slope = _without_padding(lambda z, y: (soft_nll(z, y), soft_slope(z, y)), *primals)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(ds, SymbolicZero):
+        tangent += (slope / temperature * ds).sum(-1)
+    if not isinstance(dy, SymbolicZero):
+        tangent += (_without_padding(lambda z, _: nll_of_all(z), *primals) * jnp.where(y < 0, 0, dy)).sum(-1)
+    if not isinstance(dtemperature, SymbolicZero):
+        along = _without_padding(lambda z, y: times(soft_slope(z, y), z).sum(-1), *primals)
+        tangent -= along / temperature * dtemperature
+    return out, tangent
+
+
+_listwise.defjvp(_listwise_jvp, symbolic_zeros=True)
+
+
+def _without_padding(f: Callable[[jax.Array, jax.Array], T], s: jax.Array, y: jax.Array, temperature: jax.Array) -> T:
+    """f(s / temperature, y) with the lowest logit and no relevance for padding; lists that have none are not copied for that."""
+
+    def padded(s: jax.Array, y: jax.Array) -> T:
+        s, y, real = _padding_apart(s, y)
+        return f(jnp.where(real, s / temperature, jnp.finfo(s.dtype).min), y)
+
+    return lax.cond(y.min(initial=0) >= 0, lambda s, y: f(s / temperature, y), padded, s, y)
+
+
+def _check(outputs: jax.Array, targets: jax.Array, *, loss: str) -> None:
     check_same_shape(outputs, targets, loss=loss)
     if jnp.ndim(outputs) == 0:
         raise ValueError(f"{loss}: outputs must have a last axis of items, got a scalar")
-    s, y = to_float32(outputs), to_float32(targets)
+
+
+def _lists(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores and relevance in float32, 0 where padding, and where not."""
+    _check(outputs, targets, loss=loss)
+    return _padding_apart(to_float32(outputs), to_float32(targets))
+
+
+def _padding_apart(s: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     real = ~(y < 0)
     s = jnp.where(jnp.isnan(y), jnp.nan, jnp.where(real, s, 0))  # an unknown relevance is loud
     return s, jnp.where(real, y, 0).astype(s.dtype), real
