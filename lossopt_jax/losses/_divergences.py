@@ -3,21 +3,23 @@
 Summed as they are written, the terms are of the first order in the difference, and only their rounding would be left.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ._stable import nll_of_all, soft_slope
+from ._stable import nll_of_all, soft_slope, top_parts
 
 
 @jax.custom_jvp
 def kl_of(logits: jax.Array, q: jax.Array) -> jax.Array:
     """KL(q | softmax(logits)) = sum_j q_j log q_j + q_j nll_j, q >= 0 of any sum: [*b, c], [*b, c] -> [*b]."""
-    minus_log_p = nll_of_all(logits)
+    shifted, e, more = top_parts(logits)  # `nll_of_all` and its exponential, of which this has both
     mass = q.sum(-1) - 1
     # What q has beside a distribution's mass counts by the formula; what is rounding of its sum does not.
     surplus = jnp.where(jnp.abs(mass) < 8 * jnp.finfo(q.dtype).eps, 0, mass)
-    return relative_entropy(q, jnp.exp(-minus_log_p), minus_log_p) + surplus
+    return relative_entropy(q, e * (1 / (1 + more)), jnp.log1p(more) - shifted) + surplus
 
 
 def _kl_jvp(primals, tangents):  # type: ignore[no-untyped-def]
@@ -46,9 +48,17 @@ def relative_entropy(q: jax.Array, p: jax.Array, minus_log_p: jax.Array, log_rat
     """
     most = jnp.finfo(q.dtype).max
     d = jnp.minimum(log_least(q) + minus_log_p if log_ratio is None else log_ratio, most)  # times a q of 0 it is 0
-    near = q * (d + jnp.expm1(-jnp.maximum(d, -1)))
-    total = jnp.where(d > -1, near, q * (d - 1) + p).sum(-1)
+    near = jnp.abs(d) < 0.5
+    total = jnp.where(near, q * _above_tangent(jnp.where(near, d, 0)), q * (d - 1) + p).sum(-1)
     return jnp.where(total > most * 1e-8, jnp.inf, total)
+
+
+def _above_tangent(d: jax.Array) -> jax.Array:
+    """d + e^-d - 1 for |d| < 1/2, by its series, to within the rounding of d's type."""
+    total = jnp.zeros_like(d)
+    for n in range(14 if d.dtype == jnp.float64 else 9, 1, -1):
+        total = total * d + (-1) ** n / math.factorial(n)
+    return total * jnp.square(d)
 
 
 @jax.custom_jvp

@@ -186,9 +186,9 @@ def soft_nll(logits: jax.Array, weights: jax.Array) -> jax.Array:
     It is W lse - sum_j weights_j (logit_j - m), W = sum weights: two terms >= 0. The gradient W p_j - weights_j is taken as
     (W - weights_j) p_j - weights_j (1 - p_j), which is exact for a one-hot too.
     """
-    more = _top_parts(logits)[2]
+    more = top_parts(logits)[2]
     # A product with the lowest number instead of -inf is 0 for a weight of 0, without a choice for each element. The difference is
-    # not written as in `_top_parts`: XLA would keep what both have in common as an array, and it is as large as the logits.
+    # not written as in `top_parts`: XLA would keep what both have in common as an array, and it is as large as the logits.
     low = jnp.finfo(logits.dtype).min
     below = (weights * jnp.maximum(logits + -peak_of(logits), low)).sum(-1)
     if_infinite = jnp.minimum(below - low * 1e-6, 0) * -low  # 0 or -inf: a choice here would split the pass in two
@@ -218,7 +218,7 @@ def soft_slope(logits: jax.Array, weights: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def nll_of_all(logits: jax.Array) -> jax.Array:
     """-log softmax over the last axis, [*b, c], to full relative precision where a class is nearly certain."""
-    shifted, _, more = _top_parts(logits)
+    shifted, _, more = top_parts(logits)
     return jnp.log1p(more) - shifted
 
 
@@ -232,7 +232,7 @@ def _nll_of_all_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 @jax.custom_jvp
 def softmax_pair(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(p, 1 - p) for p = softmax(logits), both to full relative precision."""
-    _, e, more = _top_parts(logits)
+    _, e, more = top_parts(logits)
     scale = 1 / (1 + more)
     return e * scale, (more + (1 - e)) * scale
 
@@ -245,7 +245,7 @@ def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return (p, not_p), (dp, -dp)
 
 
-def _top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """logit - m, its exponential e, and sum e - 1, whose digits survive because the ones of the top are counted apart."""
     shifted = logits - peak_of(logits)
     e = jnp.exp(shifted)
@@ -255,7 +255,7 @@ def _top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def excess(logits: jax.Array) -> jax.Array:
     """log sum_j e^(z_j - m), [*b, c] -> [*b]: by how much the normaliser is above the largest logit m."""
-    return jnp.log1p(_top_parts(logits)[2])[..., 0]
+    return jnp.log1p(top_parts(logits)[2])[..., 0]
 
 
 def log_or(x: jax.Array, at_zero: float) -> jax.Array:
