@@ -107,6 +107,8 @@ def _transformation(recipe: Recipe, step: jax.Array) -> optax.GradientTransforma
 def _hits(loss: Bound, outputs: Any, targets: Any) -> jax.Array | None:
     if not (isinstance(outputs, jax.Array) and hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.integer)):
         return None
+    if hasattr(loss.fn, "hits"):
+        return loss.fn.hits and loss.fn.hits(outputs, targets)
     if outputs.shape[:-1] == targets.shape:
         return outputs.argmax(-1) == targets
     # Integer targets of the outputs' shape may as well be counts: only a loss that says so makes them two classes.

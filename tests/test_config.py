@@ -164,6 +164,15 @@ def test_every_name_in_the_catalogue_loads_from_a_config(room):
         assert experiment(made.resolved).recipe == made.recipe
 
 
+def test_the_network_has_the_outputs_that_the_loss_reads():
+    digits = tomllib.loads(DIGITS.read_text())
+    made = experiment(digits | {"loss": {"name": "ordinal"}})
+    assert made.resolved["model"]["output_shape"] == [9]
+    assert experiment(made.resolved).recipe == made.recipe
+    diabetes = tomllib.loads((DIGITS.parent / "diabetes_mlp.toml").read_text()) | {"loss": {"name": "laplace_nll"}, "sweep": {"count": 2}}
+    assert experiment(diabetes | {"sweep": {"space": {"model.widths": {"choice": [[4], [8]]}}}}).build(widths=(4,)) is not None
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

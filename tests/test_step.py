@@ -273,3 +273,14 @@ def test_counts_are_not_two_classes():
         one = lo.Recipe(lo.bind(loss), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=1.0))
         state = lo.init_state(model, one, jax.random.key(0), counts.inputs)
         assert set(jax.eval_shape(lo.eval_step, model, one, state, counts)) == metrics
+
+
+def test_the_accuracy_is_of_what_a_loss_takes_its_outputs_for():
+    model = lo.Model(lambda key, inputs: ({}, {}), lambda p, s, x, *, key, train: (x, s))
+    outputs, labels = jnp.array([[3.0, -1.0], [2.0, 1.0], [-1.0, -2.0], [-1.0, 0.5]]), jnp.array([1, 2, 1, 0])
+    # Of three grades two steps are asked for: 1, 2, 0 and 1 of them are passed.
+    for loss, accuracy in ((lo.losses.ordinal, 0.5), (lo.losses.multiclass_hinge, 0.25), (lo.losses.triplet_batch_hard, None)):
+        one = lo.Recipe(lo.bind(loss), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=1.0))
+        batch = lo.Batch(outputs, labels % 2 if loss is lo.losses.multiclass_hinge else labels)
+        metrics = lo.eval_step(model, one, lo.init_state(model, one, jax.random.key(0), outputs), batch)
+        assert metrics.keys() == {"loss"} if accuracy is None else float(lo.reduce.mean(metrics["accuracy"])) == accuracy

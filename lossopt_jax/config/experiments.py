@@ -90,11 +90,12 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     clip_norm = config.get("clip_norm")
     recipe = Recipe(**parts, clip_norm=None if clip_norm is None else np.float32(number(clip_norm, "clip_norm", "clip_norm")))
     check_warmup({path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0})
-    model, module = model_of(config.get("model", {}), task)
+    shape = losses.outputs_for(parts["loss"].fn, task.output_shape)
+    model, module = model_of(config.get("model", {}), shape)
 
     def build(**values: Any) -> Model:
         swept = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        return model_of(module | swept, task)[0] if swept else model
+        return model_of(module | swept, shape)[0] if swept else model
 
     swept = config.get("sweep")
     trials, seeds, drawn, search = (

@@ -56,14 +56,14 @@ def task_of(table: Mapping[str, Any]) -> data.Task:
         raise ConfigError(f"data.{error}") from None
 
 
-def model_of(table: Mapping[str, Any], task: data.Task) -> tuple[Model, dict[str, Any]]:
-    """The [model] table, and the whole of it with defaults filled in."""
+def model_of(table: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Model, dict[str, Any]]:
+    """The [model] table, and the whole of it with defaults filled in. shape: of one example's outputs."""
     name = chosen(table, list(models.MODULES), "model")
     module = models.MODULES[name]
     fields = {f.name: f for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
     given = {key: value for key, value in table.items() if key != "name"}
     check_keys(given, list(fields), f"model {name!r}")
-    values: dict[str, Any] = {f.name: f.default for f in fields.values()} | {"output_shape": task.output_shape}
+    values: dict[str, Any] = {f.name: f.default for f in fields.values()} | {"output_shape": shape}
     for key, value in given.items():
         where, default = f"model.{key}", values[key]
         if isinstance(default, tuple):
@@ -71,8 +71,8 @@ def model_of(table: Mapping[str, Any], task: data.Task) -> tuple[Model, dict[str
                 raise ConfigError(f"{where} must be a list of positive integers, got {value!r}")
             values[key] = tuple(value)
             # Two outputs for a binary task are two classes; any other shape contradicts the targets.
-            if key == "output_shape" and values[key] not in {task.output_shape, task.output_shape or (2,)}:
-                raise ConfigError(f"{where} must be {list(task.output_shape)} for this data, got {value!r}")
+            if key == "output_shape" and values[key] not in {shape, shape or (2,)}:
+                raise ConfigError(f"{where} must be {list(shape)} for this data, got {value!r}")
         else:
             values[key] = number(value, where, key)
             if isinstance(default, int) and (value != int(value) or value < 1):

@@ -84,7 +84,7 @@ class Structure(typing.NamedTuple):
         for one in value["choice"]:
             if table == "model":
                 try:
-                    model_of(self.model | {key: one}, self.task)
+                    model_of(self.model | {key: one}, tuple(self.model["output_shape"]))
                 except ConfigError as error:  # it names the key of the model's table
                     raise ConfigError(f"sweep.space.{error}") from None
                 continue

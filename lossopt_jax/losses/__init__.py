@@ -21,6 +21,7 @@ from . import regression as _regression
 from . import segmentation as _segmentation
 from . import segmentation_sigmoid as _segmentation_sigmoid
 from . import topology as _topology
+from ._labels import outputs_for as outputs_for
 from ._regions import RegionStatistics as RegionStatistics
 from ._regions import binary_region_statistics as binary_region_statistics
 from ._regions import dice_from as dice_from

@@ -140,6 +140,27 @@ def weighed_by(weigh: Callable[..., jax.Array], *, padding: int | None = None) -
     return attach
 
 
+def read_by(
+    hits: Callable[[jax.Array, jax.Array], jax.Array] | None, outputs: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple
+) -> Callable[[F], F]:
+    """Say how the outputs of a loss are read, where that is not by the largest of the classes'.
+
+    hits: (outputs, labels) -> which are right, None where outputs are no classes. outputs: the shape of one example's outputs that
+    targets of so many classes (or none, for a number) are given to.
+    """
+
+    def attach(loss: F) -> F:
+        loss.hits, loss.outputs = hits, outputs  # type: ignore[attr-defined]
+        return loss
+
+    return attach
+
+
+def outputs_for(loss: Callable[..., Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one example's outputs that a loss wants for targets of this shape: () for a number, (c,) for c classes."""
+    return tuple(getattr(loss, "outputs", tuple)(shape))
+
+
 def label_weights(class_weights: jax.Array, labels: jax.Array) -> jax.Array:
     """[*b]: the class weight of each label."""
     return class_weights.at[labels].get(mode="clip")

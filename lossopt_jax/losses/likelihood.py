@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, check_same_shape, to_float32
+from ._labels import read_by
 from ._special import stirling_rest
 
 __all__ = ["gaussian_nll", "laplace_nll", "poisson_nll", "student_t_nll", "tweedie"]
 
 
+@read_by(None, outputs=lambda shape: (*shape, 2))
 def gaussian_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Of a normal with mean mu and variance e^s: (s + (y - mu)^2 e^-s) / 2, up to the constant log(2 pi) / 2 = 0.9189.
 
@@ -28,6 +30,7 @@ def gaussian_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return (log_variance + jnp.square(_over_scale(residual, log_variance / 2))) / 2
 
 
+@read_by(None, outputs=lambda shape: (*shape, 2))
 def laplace_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Of a Laplace distribution with location mu and scale e^s: |y - mu| e^-s + s + log 2.
 
@@ -40,6 +43,7 @@ def laplace_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.abs(_over_scale(residual, log_scale)) + log_scale + math.log(2)
 
 
+@read_by(None, outputs=lambda shape: (*shape, 2))
 def student_t_nll(outputs: jax.Array, targets: jax.Array, *, df: Scalar = 4.0) -> jax.Array:
     """Of Student's t: (df + 1) / 2 log(1 + x^2 / df) + s - log G((df + 1) / 2) + log G(df / 2) + log(pi df) / 2, x = (y - mu) e^-s.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, Vector, check_same_shape, to_float32
-from ._labels import binary_targets, class_targets, label_targets, label_weights, optional_vector, weigh_classes, weighed_by
+from ._labels import binary_targets, class_targets, label_targets, label_weights, optional_vector, read_by, weigh_classes, weighed_by
 from ._stable import hot, peak_of, pick, softplus_pair, times
 
 __all__ = ["hinge", "multi_margin", "multiclass_hinge", "ordinal", "sparsemax", "squared_hinge"]
@@ -68,6 +68,7 @@ def multi_margin(
     return counts * (value if w is None else value * label_weights(w, labels))
 
 
+@read_by(lambda z, labels: (z > 0).sum(-1) == labels, outputs=lambda shape: ((shape or (2,))[0] - 1,))
 @weighed_by(weigh_classes)
 def ordinal(logits: jax.Array, labels: jax.Array, *, ignore_index: int = -100) -> jax.Array:
     """For classes in order, one question for each step between two: sum_k BCE(z_k, y > k), k = 0 ... c - 2.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, to_float32
-from ._labels import weighed_by
+from ._labels import read_by, weighed_by
 from ._stable import nll_of_all
 from ._vectors import all_cosines, all_distances, norm, vectors
 
@@ -50,6 +50,7 @@ def weigh_positives(targets: Any, *, ignore_index: int = -100) -> jax.Array:
     return _pairs(jnp.asarray(targets), ignore_index)[0].any(-1).astype(jnp.float32)
 
 
+@read_by(None)
 @weighed_by(weigh_anchors)
 def triplet_batch_hard(
     outputs: jax.Array, targets: jax.Array, *, margin: Scalar = 0.2, degree: Scalar = 2.0, ignore_index: int = -100
@@ -68,6 +69,7 @@ def triplet_batch_hard(
     return jnp.where(mined.valid, jax.nn.relu(farthest - nearest + margin), 0)
 
 
+@read_by(None)
 @weighed_by(weigh_anchors)
 def triplet_semi_hard(
     outputs: jax.Array, targets: jax.Array, *, margin: Scalar = 1.0, degree: Scalar = 2.0, ignore_index: int = -100
@@ -88,6 +90,7 @@ def triplet_semi_hard(
     return jnp.where(positive, values, 0).sum(-1) / jnp.maximum(count, 1)
 
 
+@read_by(None)
 @weighed_by(weigh_positives)
 def supervised_contrastive(outputs: jax.Array, targets: jax.Array, *, temperature: Scalar = 0.1, ignore_index: int = -100) -> jax.Array:
     """Mean over an example's positives of -log softmax over all others of cos / temperature.

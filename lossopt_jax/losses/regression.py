@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, Vector, check_same_shape, to_float32
+from ._labels import read_by
 from ._special import expm1_over, huber_of, log_cosh_of, not_exp
 from ._stable import lead
 
@@ -84,6 +85,7 @@ def log_cosh(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return log_cosh_of(_error(outputs, targets, "log_cosh"))
 
 
+@read_by(None)
 def quantile(outputs: jax.Array, targets: jax.Array, *, level: Vector = 0.5) -> jax.Array:
     """Pinball loss: level (y - y_hat) where y >= y_hat, else (1 - level) (y_hat - y); least at the quantile of that level.
 
