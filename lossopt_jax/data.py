@@ -155,7 +155,11 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     at = header.index(target)
     x = np.array([[float(value) for i, value in enumerate(row) if i != at] for _, row in rows], np.float32)
     values = [row[at].strip() for _, row in rows]
-    return x, np.array([float(v) for v in values]) if all(map(_is_number, values)) else np.array(values)
+    numbers = [_is_number(value) for value in values]
+    if sum(numbers) * 2 > len(rows) and not all(numbers):  # numbers, of which some are not there
+        line, wrong = rows[numbers.index(False)][0], values[numbers.index(False)]
+        raise ValueError(f"csv: line {line} of {path}: {target!r} is {wrong!r}, which is no finite number; leave the line out")
+    return x, np.array([float(v) for v in values]) if all(numbers) else np.array(values)
 
 
 def _is_number(value: str) -> bool:

@@ -8,13 +8,8 @@ import numpy as np
 
 from . import losses, measured, optimizers, schedules
 from .data import columns
+from .kinds import MANY, kind_of, looks_counted
 from .recipe import Recipe, bind, nearest
-
-RARE = 0.2  # a class of less than this share is rare
-LONG_TAIL = 10.0  # the largest class is so many times the smallest
-FAR, HEAVY = 4.0, 0.005  # residuals beyond so many robust deviations, and which share of them is a heavy tail: Gauss has 0.006 %
-MANY = 20  # whole numbers of more values than this are no classes
-LARGEST_COUNT = 1000  # nor counts beyond this, or where none is 0 or 1
 
 
 class Choice(NamedTuple):
@@ -309,10 +304,10 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     """A loss, an optimizer, a schedule, their starting numbers and what to sweep, each with its reason, source and the runs behind it.
 
     kind: one of `KINDS`; without it the kind is read from inputs [n, ...] and targets. Whole numbers of two values are binary (rare
-    where one has under a fifth); of up to 20 classes, long-tailed where the largest is ten times the smallest; of more, from 0 or 1 to
-    1000 at most, counts. Other numbers are regression, with outliers where more than 0.5 % of the residuals of a linear fit lie beyond
-    four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens. "ordinal"
-    must be said.
+    where one has under a fifth); of up to 20 classes, long-tailed where the largest is ten times the smallest, ordinal where four or more
+    lie in the order of their numbers along one direction of the inputs; of more, from 0 or 1 to 1000 at most, counts, as are fewer from
+    0 on with one peak and a long tail. Other numbers are regression, with outliers where more than 0.5 % of the residuals of a linear fit lie beyond
+    four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens.
     family: "mlp", "cnn", "rnn", "transformer" or "unet"; by default what the kind and the inputs' axes suggest.
 
     >>> import lossopt_jax as lo
@@ -325,7 +320,7 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     if kind is None:
         if inputs is None or targets is None:
             raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
-        kind, facts, numbers = _kind_of(np.asarray(inputs), np.asarray(targets))
+        kind, facts, numbers = kind_of(np.asarray(inputs), np.asarray(targets))
     if kind not in KINDS:
         raise ValueError(f"recommend: no kind {kind!r}; {nearest(kind, KINDS)}")
     if family is None:
@@ -343,59 +338,12 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
     whole = bool((codes == np.round(codes)).all())
     if len(values := np.unique(codes)) == 1:
         raise ValueError(f"recommend: all values of {target!r} are {y[0]}: there is nothing to learn")
-    if whole and len(values) <= MANY and kind is None:  # classes may be any whole numbers
+    if y.dtype.kind == "U" and len(values) > max(MANY, len(y) / 5):
+        raise ValueError(f"recommend: {target!r} has {len(values)} different texts in {len(y)} lines, too many to be classes")
+    if y.dtype.kind == "U" and len(values) > MANY and kind is None:
+        kind = "multiclass"
+    if whole and len(values) <= MANY and kind is None and not looks_counted(codes):  # classes may be any whole numbers
         codes = np.searchsorted(values, codes)
     found = recommend(kind, inputs=x, targets=codes.astype(np.int32) if whole else codes, family=family)
     sort = "counts" if found.kind == "counts" else "regression" if found.kind.startswith("regression") else "classes"
     return found, {"name": "csv", "path": path, "target": target, "kind": sort}
-
-
-def _kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any]]:
-    """The kind, what was seen, and the numbers of the loss that the data gives."""
-    if not len(y) or len(x) != len(y):
-        raise ValueError(f"recommend: inputs and targets need the same number (at least 1) of examples, got {len(x)} and {len(y)}")
-    for name, values in (("inputs", x), ("targets", y)):
-        if values.dtype.kind not in "iufb":
-            raise ValueError(f"recommend: {name} must be numbers, got {values.dtype}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"recommend: {name} has {int((~np.isfinite(values)).sum())} values that are not finite")
-    whole = bool((y == np.round(y)).all())
-    values, counts = np.unique(y, return_counts=True)
-    if len(values) == 1:
-        raise ValueError(f"recommend: all targets are {values[0]}: there is nothing to learn")
-    if y.ndim >= 3 and whole:
-        foreground = [f"{len(values)} classes, {np.mean(y != 0):.1%} of the pixels not 0"]
-        return ("segmentation" if set(values) <= {0, 1} else "segmentation_classes"), foreground, {}
-    if y.ndim == 2 and y.shape[1] == 1:
-        raise ValueError(f"recommend: targets of shape {y.shape}: give them as [n]")
-    if y.ndim == 2 and whole:
-        if set(values) <= {0, 1}:
-            if (y.sum(1) == 1).all():
-                return "multiclass", [f"{y.shape[1]} classes, one of them 1 in each row"], {}
-            return "multilabel", [f"{y.shape[1]} labels, {y.sum(1).mean():.2g} of them true in a row"], {}
-        if x.shape == y.shape and x.dtype.kind in "iu":
-            return "tokens", [f"{len(values)} tokens, {y.shape[1]} in a row"], {}
-    if y.ndim == 1 and whole and len(values) == 2:
-        share = counts.min() / len(y)
-        seen = [f"{counts.min()} of {len(y)} are {values[counts.argmin()]:g} ({share:.1%})"]
-        return ("binary_rare", seen, {"pos_weight": round(float(counts.max() / counts.min()), 3)}) if share < RARE else ("binary", seen, {})
-    if y.ndim == 1 and whole and len(values) <= MANY:
-        ratio = counts.max() / counts.min()
-        seen = [f'{len(values)} classes, the largest {ratio:.3g} times the smallest; numbers of events are "counts" instead']
-        if set(values) != set(range(len(values))):
-            seen.append(f"the labels are {values[0]:g} ... {values[-1]:g}: the loss wants 0 ... {len(values) - 1}")
-        priors = {"priors": [round(float(share), 6) for share in counts / len(y)]}
-        return ("multiclass_long_tail", seen, priors) if ratio >= LONG_TAIL else ("multiclass", seen, {})
-    if y.ndim == 1 and whole and 0 <= values[0] <= 1 and values[-1] <= LARGEST_COUNT:
-        return "counts", [f"whole numbers from {values[0]:g} to {values[-1]:g}, mean {y.mean():.3g}, variance {y.var():.3g}"], {}
-    far = _far(x.reshape(len(x), -1), y.reshape(len(y), -1))
-    seen = [f"{far:.2%} of the residuals of a linear fit lie beyond {FAR:g} robust deviations (Gauss has 0.006 %)"]
-    return ("regression_outliers" if far > HEAVY else "regression"), seen, {}
-
-
-def _far(x: np.ndarray, y: np.ndarray) -> float:
-    """The share of residuals of a linear fit that are far out, in deviations by the median."""
-    design = np.concatenate([np.ones((len(x), 1)), x], 1).astype(np.float64)
-    residuals = y - design @ np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0]
-    deviations = 1.4826 * np.median(np.abs(residuals - np.median(residuals, 0)), 0)
-    return float((np.abs(residuals) > FAR * np.maximum(deviations, 1e-5 * y.std(0))).mean())

@@ -10,7 +10,7 @@ PACKAGE = Path(lossopt_jax.__file__).parent
 LAYERS = [
     {"_types"},
     {"reduce", "hosts"},
-    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "measured", "watch"},
+    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "kinds", "measured", "watch"},
     {"combine", "plain", "step"},
     {"train"},
     {"sweep"},

@@ -1,0 +1,99 @@
+"""What kind of task some data is: read from its values, with what was seen in them."""
+
+from typing import Any
+
+import numpy as np
+
+RARE = 0.2  # a class of less than this share is rare
+LONG_TAIL = 10.0  # the largest class is so many times the smallest
+FAR, HEAVY = 4.0, 0.005  # residuals beyond so many robust deviations, and which share of them is a heavy tail: Gauss has 0.006 %
+MANY = 20  # whole numbers of more values than this are no classes
+ORDERED = 0.8  # of what tells classes apart lies along one direction, in the order of their numbers: they are grades
+LARGEST_COUNT = 1000  # nor counts beyond this, or where none is 0 or 1
+
+
+def kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any]]:
+    """The kind, what was seen, and the numbers of the loss that the data gives."""
+    if not len(y) or len(x) != len(y):
+        raise ValueError(f"recommend: inputs and targets need the same number (at least 1) of examples, got {len(x)} and {len(y)}")
+    for name, values in (("inputs", x), ("targets", y)):
+        if values.dtype.kind not in "iufb":
+            raise ValueError(f"recommend: {name} must be numbers, got {values.dtype}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"recommend: {name} has {int((~np.isfinite(values)).sum())} values that are not finite")
+    whole = bool((y == np.round(y)).all())
+    values, counts = np.unique(y, return_counts=True)
+    if len(values) == 1:
+        raise ValueError(f"recommend: all targets are {values[0]}: there is nothing to learn")
+    if y.ndim >= 3 and whole:
+        foreground = [f"{len(values)} classes, {np.mean(y != 0):.1%} of the pixels not 0"]
+        return ("segmentation" if set(values) <= {0, 1} else "segmentation_classes"), foreground, {}
+    if y.ndim == 2 and y.shape[1] == 1:
+        raise ValueError(f"recommend: targets of shape {y.shape}: give them as [n]")
+    if y.ndim == 2 and whole:
+        if set(values) <= {0, 1}:
+            if (y.sum(1) == 1).all():
+                return "multiclass", [f"{y.shape[1]} classes, one of them 1 in each row"], {}
+            return "multilabel", [f"{y.shape[1]} labels, {y.sum(1).mean():.2g} of them true in a row"], {}
+        if x.shape == y.shape and x.dtype.kind in "iu":
+            return "tokens", [f"{len(values)} tokens, {y.shape[1]} in a row"], {}
+    if y.ndim == 1 and whole and len(values) == 2:
+        share = counts.min() / len(y)
+        seen = [f"{counts.min()} of {len(y)} are {values[counts.argmin()]:g} ({share:.1%})"]
+        return ("binary_rare", seen, {"pos_weight": round(float(counts.max() / counts.min()), 3)}) if share < RARE else ("binary", seen, {})
+    if y.ndim == 1 and whole and len(values) <= MANY and not looks_counted(y):
+        ratio = counts.max() / counts.min()
+        if (share := _along_order(x.reshape(len(x), -1), np.searchsorted(values, y))) > ORDERED:
+            ordered = f"{len(values)} classes that lie in the order of their numbers along one direction of the inputs"
+            return "ordinal", [f'{ordered} ({share:.0%} of what tells them apart); without an order they are "multiclass" instead'], {}
+        others = 'numbers of events are "counts" instead, grades "ordinal"'
+        seen = [f"{len(values)} classes, the largest {ratio:.3g} times the smallest; {others}"]
+        if set(values) != set(range(len(values))):
+            seen.append(f"the labels are {values[0]:g} ... {values[-1]:g}: the loss wants 0 ... {len(values) - 1}")
+        priors = {"priors": [round(float(share), 6) for share in counts / len(y)]}
+        return ("multiclass_long_tail", seen, priors) if ratio >= LONG_TAIL else ("multiclass", seen, {})
+    if y.ndim == 1 and whole and 0 <= values[0] <= 1 and values[-1] <= LARGEST_COUNT:
+        return "counts", [f"whole numbers from {values[0]:g} to {values[-1]:g}, mean {y.mean():.3g}, variance {y.var():.3g}"], {}
+    far = _far(x.reshape(len(x), -1), y.reshape(len(y), -1))
+    seen = [f"{far:.2%} of the residuals of a linear fit lie beyond {FAR:g} robust deviations (Gauss has 0.006 %)"]
+    return ("regression_outliers" if far > HEAVY else "regression"), seen, {}
+
+
+def looks_counted(y: np.ndarray) -> bool:
+    """Whether whole numbers from 0 on have one peak and a long tail, as numbers of events have and classes by chance have not."""
+    values, counts = np.unique(y, return_counts=True)
+    if values[0] != 0 or len(values) < 6 or counts.max() < LONG_TAIL * counts.min() or (values == np.arange(len(values))).mean() < 0.5:
+        return False
+    peak, steps = counts.argmax(), np.diff(counts)
+    noise = 2 * np.sqrt(counts[1:] + counts[:-1])
+    return bool((steps[:peak] > -noise[:peak]).all() and (steps[peak:] < noise[peak:]).all())
+
+
+def _along_order(x: np.ndarray, labels: np.ndarray) -> float:
+    """The share of what linearly tells four or more classes apart that lies along one direction, 0 where they are not in order on it.
+
+    By canonical correlations r of inputs and classes: r^2 / (1 - r^2), less what chance gives.
+    """
+    n, classes = len(x), labels.max() + 1
+    if classes < 4 or x.dtype.kind not in "iufb" or n <= 2 * x.shape[1]:
+        return 0.0
+    centred = x.astype(np.float64) - x.mean(0)
+    left, size, _ = np.linalg.svd(centred, full_matrices=False)
+    left = left[:, size > 1e-9 * size.max(initial=1e-300)]
+    shares = np.bincount(labels) / n
+    means = np.stack([left[labels == c].sum(0) for c in range(classes)]) / np.sqrt(shares * n)[:, None]
+    _, r, directions = np.linalg.svd(means, full_matrices=False)
+    chance = left.shape[1] / n
+    square = np.clip((np.square(r[: classes - 1]) - chance) / (1 - chance), 0, 1 - 1e-9)
+    apart = square / (1 - square)
+    places = np.diff((means / np.sqrt(shares * n)[:, None]) @ directions[0])
+    in_order = (places > 0).all() or (places < 0).all()
+    return float(apart[0] / apart.sum()) if in_order and apart.sum() > 0 else 0.0
+
+
+def _far(x: np.ndarray, y: np.ndarray) -> float:
+    """The share of residuals of a linear fit that are far out, in deviations by the median."""
+    design = np.concatenate([np.ones((len(x), 1)), x], 1).astype(np.float64)
+    residuals = y - design @ np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0]
+    deviations = 1.4826 * np.median(np.abs(residuals - np.median(residuals, 0)), 0)
+    return float((np.abs(residuals) > FAR * np.maximum(deviations, 1e-5 * y.std(0))).mean())
