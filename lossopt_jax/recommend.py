@@ -306,8 +306,8 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     kind: one of `KINDS`; without it the kind is read from inputs [n, ...] and targets. Whole numbers of two values are binary (rare
     where one has under a fifth); of up to 20 classes, long-tailed where the largest is ten times the smallest, ordinal where four or more
     lie in the order of their numbers along one direction of the inputs; of more, from 0 or 1 to 1000 at most, counts, as are fewer from
-    0 on with one peak and a long tail. Other numbers are regression, with outliers where more than 0.5 % of the residuals of a linear fit lie beyond
-    four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens.
+    0 on with one peak and a long tail. Other numbers are regression, with outliers where more than 0.5 % of the residuals of a linear
+    fit lie beyond four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens.
     family: "mlp", "cnn", "rnn", "transformer" or "unet"; by default what the kind and the inputs' axes suggest.
 
     >>> import lossopt_jax as lo
