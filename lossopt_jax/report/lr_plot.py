@@ -44,7 +44,8 @@ def finding_figure(finding: Any, *, title: str = "") -> "Figure":
     plots._plain_look(axis)
     axis.set_ylim(lower, upper)
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False, fontsize=8.5, columnspacing=1.6)
+    columns = max(1, len(labels) if len(labels) < 6 else -(-len(labels) // 2))  # more than five are wider than the picture
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, columnspacing=1.6)
     return figure
 
 
