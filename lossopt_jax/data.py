@@ -204,6 +204,9 @@ def as_batch(data: Any, name: str) -> Batch:
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise TypeError(f"{name} must be (inputs, targets) or (inputs, targets, weights), got {type(data).__name__}")
     batch = Batch(*jax.tree.map(np.asarray, tuple(data)))
+    for leaf in jax.tree.leaves(batch):
+        if leaf.dtype.kind in "USOMm":
+            raise TypeError(f"{name}: arrays must be numbers, got one of {leaf.dtype}")
     lengths = {len(leaf) if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
     if len(lengths) != 1 or lengths <= {0, None}:
         shapes = jax.tree.map(lambda leaf: leaf.shape, batch)

@@ -117,7 +117,9 @@ def _hits(loss: Bound, outputs: Any, targets: Any) -> jax.Array | None:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise TypeError where a part of the recipe is not bound."""
+    """Raise TypeError where it is no recipe, or a part of it is not bound."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"a recipe must be a lo.Recipe(loss, optimizer, schedule), got {type(recipe).__name__}")
     for name in ("loss", "optimizer", "schedule"):
         part = getattr(recipe, name)
         if not isinstance(part, Bound):

@@ -140,6 +140,13 @@ class Fitted:
     compile_seconds: float
     history_every: int = 1
 
+    def __repr__(self) -> str:
+        if self.diverged_at is not None:
+            return f"Fitted(diverged at step {self.diverged_at})"
+        last = {"train loss": float(self.history["loss"][-1])} if self.history["loss"].size else {}
+        last |= {f"held-out {name}": value for name, value in self.evaluation.items()}
+        return f"Fitted({int(self.evaluation_steps[-1])} steps{''.join(f', {name} {value:.4g}' for name, value in last.items())})"
+
 
 def fit(
     model: Model,

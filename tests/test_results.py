@@ -81,6 +81,14 @@ def same(a, b):
 # Folders
 
 
+def test_results_are_a_line_each(swept, fitted):
+    best = swept.table()[0]["held_out_loss"]
+    assert repr(swept).startswith(f"Swept({len(swept.trials)} trials x {swept.seeds} seeds, {swept.steps} steps, ")
+    assert repr(swept).endswith(f"best held_out_loss {best:.4g})")
+    assert repr(swept.trials).startswith(f"Trials({len(swept.trials)} recipes over ")
+    assert repr(fitted).startswith(f"Fitted({fitted.evaluation_steps[-1]} steps, train loss ")
+
+
 def test_a_sweep_comes_back_from_its_folder(swept, saved):
     again = lo.load(saved)
     assert again.trials.space == swept.trials.space

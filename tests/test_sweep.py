@@ -225,6 +225,16 @@ def test_wrong_spaces_are_named(wrong, error, words):
         wrong()
 
 
+def test_what_is_no_list_of_recipes_is_named():
+    run = lo.Run(steps=2, batch_size=8)
+    with pytest.raises(TypeError, match="a list of recipes, got one Recipe"):
+        lo.sweep(LINEAR, recipe(), train=TASK.train, run=run)
+    with pytest.raises(TypeError, match="got Bound"):
+        lo.sweep(LINEAR, list(recipe()), train=TASK.train, run=run)
+    with pytest.raises(TypeError, match="train: arrays must be numbers, got one of <U3"):
+        lo.sweep(LINEAR, [recipe()], train=(TASK.train[0], np.full(len(TASK.train[0]), "oak")), run=run)
+
+
 def test_large_seeds_are_the_same_run():
     run = lo.Run(steps=5, batch_size=8, seed=2**31 + 5)
     swept = lo.sweep(LINEAR, [recipe()], train=TASK.train, run=run, plan=PLAN)

@@ -53,6 +53,11 @@ class Swept:
     history_every: int = 1
     copies: tuple[Copy, ...] = ()
 
+    def __repr__(self) -> str:
+        metric, diverged = self.default_metric(), (self.diverged_at >= 0).sum()
+        best = self.failure() or f"best {metric} {self.table()[0][metric]:.4g}"
+        return f"Swept({len(self.trials)} trials x {self.seeds} seeds, {self.steps} steps, {diverged} diverged; {best})"
+
     @property
     def lanes(self) -> int:
         return len(self.trials) * self.seeds

@@ -16,6 +16,8 @@ from ..checkpoint import fingerprint, same_run
 from ..data import as_batch, batch_indices, examples, pieces
 from ..hosts import check_alike, from_first, put
 from ..models import Model
+from ..recipe import Recipe
+from ..step import check_recipe
 from ..train import EVALUATION_BATCH, Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
 from .lanes import LanePlan, by_structure, checked_plan, default_plan, lanes_at_once
 from .plan import MeasuredPlan, planned
@@ -182,7 +184,11 @@ def prepared(
     """
     if stop is not None:
         stop.steps(run.steps)  # a run that is too short for its rungs is an error before anything is compiled
+    if isinstance(trials, Recipe):
+        raise TypeError("sweep: trials must be those of lo.sample or lo.grid, or a list of recipes, got one Recipe; `fit` trains one")
     trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
+    for recipe in trials.recipes:
+        check_recipe(recipe)
     if not len(trials) or seeds < 1:
         raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
     if isinstance(stop, Population) and not trials.space:

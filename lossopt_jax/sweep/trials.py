@@ -32,6 +32,9 @@ class Trials:
     def __len__(self) -> int:
         return len(self.recipes)
 
+    def __repr__(self) -> str:
+        return f"Trials({len(self)} recipes{' over ' if self.space else ''}{', '.join(self.space)})"
+
     def values(self, trial: int) -> dict[str, Any]:
         """The swept numbers of one trial by path, and the labels of its parts."""
         if self.drawn:
