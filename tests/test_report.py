@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -381,6 +380,7 @@ INTERRUPTED = """
 import os, signal, threading, time, numpy as np
 from lossopt_jax.report.progress import progress
 from lossopt_jax.train import Progress
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that was started in the background ignores Ctrl-C
 try:
     with progress(100, 8) as tell:
         time.sleep(0.25)
@@ -399,15 +399,18 @@ def test_the_live_bar_on_a_terminal_and_ctrl_c():
     ours, theirs = pty.openpty()
     environment = {**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm-256color", "COLUMNS": "80"}
     child = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    seen, ended = b"", False
-    # Our copy of the other end stays open meanwhile: a terminal that its last user closes may lose what was not read yet.
-    while not ended or select.select([ours], [], [], 0)[0]:
-        ended = child.poll() is not None
-        if select.select([ours], [], [], 0.1)[0]:
-            seen += os.read(ours, 65536)
     os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        seen += part
     os.close(ours)
-    assert child.returncode == 0
+    assert child.wait(10) == 0
     text = seen.decode()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert plain.index("compiling") < plain.index("step 10/100")
