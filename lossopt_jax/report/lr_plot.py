@@ -33,8 +33,9 @@ def finding_figure(finding: Any, *, title: str = "") -> "Figure":
     if np.isfinite(finding.start) and lower < finding.start < upper:
         axis.axhline(finding.start, color=plots.FAINT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5, label="before training")
     if np.isfinite(finding.edge) and np.isfinite(finding.suggested):
+        who = "most seeds" if losses.shape[1] > 1 else "runs"
         style: dict[str, Any] = {"color": plots.DIVERGED, "linewidth": 1.1, "linestyle": ":"}
-        axis.axvline(finding.edge, zorder=2, label=f"from {finding.edge:.2g} on most seeds fail", **style)
+        axis.axvline(finding.edge, zorder=2, label=f"from {finding.edge:.2g} on {who} fail", **style)
     if np.isfinite(finding.suggested):
         _suggestion(axis, finding, rates, losses, lower)
     kind = "Held-out loss" if finding.metric == "held_out_loss" else "Training loss"

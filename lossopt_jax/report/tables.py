@@ -153,7 +153,8 @@ def finding_lines(finding: Any) -> list[str]:
     loss = _plain("loss", next(row["loss"] for row in finding.table() if row["learning_rate"] == finding.suggested))
     lines = [finding.config_line, f"{finding.metric.replace('_', ' ').replace('held out', 'held-out')} {loss} there; {near}"]
     if math.isfinite(finding.edge):
-        lines.append(f"from {finding.edge:.2g} on most seeds diverge or learn next to nothing")
+        who = "most seeds" if len(finding.seed_rates) > 1 else "runs"
+        lines.append(f"from {finding.edge:.2g} on {who} diverge or learn next to nothing")
     if len(finding.seed_rates) > 1:
         each = f"{min(finding.seed_rates):.2g} to {max(finding.seed_rates):.2g}"
         lines.append(f"how sure: the {len(finding.seed_rates)} seeds by themselves would say {each}")
