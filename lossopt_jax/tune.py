@@ -23,7 +23,7 @@ from .sweep.run import finished, prepared
 from .train import Callbacks, Run
 
 LOW, HIGH, RATES = 1e-5, 10.0, 16  # what is looked at for each optimizer, in a tenth of the steps
-BELOW, ABOVE = 10.0, 16.0  # the sweep reaches so many times below and above what was found: more steps want less, a decaying rate more
+BELOW, ABOVE = 20.0, 4.0  # the sweep reaches so many times below and above what was found: in more steps the best rate is lower
 DECAY = log_uniform(1e-5, 0.1)
 RUNS = 20.0  # the budget unless given, in full runs: a tenth of 200 trials
 FEWEST = 9  # trials of a sweep that is worth one
@@ -56,9 +56,6 @@ class Tuned:
     swept: Swept | None
     final: Swept | None
     lane_steps: dict[str, int]
-
-    def __repr__(self) -> str:
-        return f"Tuned({self.recipe}, improved={self.improved}, lane_steps={self.lane_steps})"
 
     @property
     def improved(self) -> bool:
@@ -95,7 +92,7 @@ def tune(
     """Tune a recipe: find each optimizer's learning rate, sweep around them with early stopping, compare the winner with `recipe`.
 
     Three stages. 16 constant rates from 1e-5 to 10 for each optimizer, in a tenth of the steps (`find_lr`); successive halving of
-    trials whose rate is from a tenth of what was found to sixteen times that, and whose weight decay is drawn where the optimizer has
+    trials whose rate is from a twentieth of what was found to four times that, and whose weight decay is drawn where the optimizer has
     one; the best of them and `recipe` as it was given at the full budget, under `seeds` seeds that no earlier stage has used. A budget
     beyond the usual one buys more trials, more finalists (to 8, in three tenths of it; the best of several flatters itself a little) and,
     from 1,500 trials on, up to `seeds` seeds for each.
