@@ -21,6 +21,7 @@ import numpy as np
 
 RECORD = re.compile(r"record-(\d+)-(\d+)\.npz")
 STATE = re.compile(r"state-(\d+)")
+FUNCTIONS = "model, loss, optimizer and schedule (or another version of JAX)"
 SLACK = 2**18  # bytes that orbax writes around the arrays
 
 
@@ -234,20 +235,22 @@ def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
-def same_run(folder: str | Path, experiment: dict[str, Any], **plan: Any) -> dict[str, Any]:
+def same_run(folder: str | Path, experiment: dict[str, Any], computed: str, **plan: Any) -> dict[str, Any]:
     """Write down what runs here, or check that it is what ran here: ValueError naming what differs.
 
-    experiment: name -> pytree of arrays (see `fingerprint`). plan: plain values that a resumed run takes over; returned as first written.
+    experiment: name -> pytree of arrays (see `fingerprint`). computed: what their functions compute, as text.
+    plan: plain values that a resumed run takes over; returned as first written.
     """
     path = Path(folder) / "manifest.json"
-    mine = {name: fingerprint(value) for name, value in experiment.items()}
+    mine = {name: fingerprint(value) for name, value in experiment.items()} | {FUNCTIONS: fingerprint(computed)}
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"experiment": mine, "plan": plan}, indent=2)
     if not create_whole(path, text.encode()):
         found = json.loads(path.read_text())
         differ = [name for name in mine if found["experiment"].get(name) != mine[name]]
         if differ:
-            raise ValueError(f"the checkpoint {folder} is of another run: not the same {', '.join(differ)}")
+            named = [name for name in differ if name != FUNCTIONS] or differ  # the text changes with shapes and structure as well
+            raise ValueError(f"the checkpoint {folder} is of another run: not the same {', '.join(named)}")
         return found["plan"]
     return plan
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from inspect import isroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,12 +176,14 @@ def fit(
     True
     """
     check_recipe(recipe)
+    check_setup(model, run)
     data = as_batch(train, "train")
     held_out = None if evaluate is None else pieces(as_batch(evaluate, "evaluate"), EVALUATION_BATCH)
     program = single_program(model, recipe, data, held_out, run)
     order = partial(batch_indices, examples(data), run.batch_size, run.seed)
     if checkpoint is not None:
-        same_run(checkpoint, {"recipe": recipe, "train data": data, "held-out data": held_out, "run": asdict(run)})
+        same = {"recipe": recipe, "train data": data, "held-out data": held_out, "run": asdict(run)}
+        same_run(checkpoint, same, step_text(model, recipe, data, run.batch_size))
     folder = None if checkpoint is None else Path(checkpoint) / "run"
     start, tellers, save = kept_start(program, (), on_chunk, folder=folder, save_every=save_every)
     end = host_loop(program, run, order, start, tellers)
@@ -254,6 +257,25 @@ def compile_together(start: Any, chunk: Any, score: Any) -> tuple[Any, Any, Any]
 def chunk_length(run: Run) -> int:
     """Steps to a chunk: at most `run.chunk`, and never past the next evaluation."""
     return max(1, min(run.chunk, run.evaluate_every or run.steps, run.steps))
+
+
+def check_setup(model: Any, run: Any) -> None:
+    """Raise TypeError for what is not a model (or a function that makes models) or not a run."""
+    if not (isinstance(model, Model | partial | type) or isroutine(model)):
+        raise TypeError(f"the model must be a lo.Model, as lo.from_linen(module) or lo.from_nnx makes one, got {type(model).__name__}")
+    if not isinstance(run, Run):
+        raise TypeError(f"run must be a lo.Run(steps=..., batch_size=...), got {type(run).__name__}")
+
+
+def step_text(model: Model, recipe: Recipe, data: Batch, batch_size: int) -> str:
+    """What initialisation and a step compute, as text: the same in any process for the same functions, whatever the numbers."""
+
+    def first_step(recipe: Recipe, key: jax.Array, batch: Batch) -> Any:
+        return train_step(model, recipe, init_state(model, recipe, key, batch.inputs), batch)
+
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+    traced = jax.jit(first_step).trace(recipe, jax.eval_shape(jax.random.key, 0), batch)
+    return str(traced.lower(lowering_platforms=("cpu",)).as_text())  # of one platform, so that a run may go on elsewhere
 
 
 def evaluation_steps(run: Run, rungs: Sequence[int] = ()) -> np.ndarray:

@@ -88,6 +88,22 @@ def test_a_torn_state_or_record_starts_again_from_what_is_whole(tmp_path):
     same(lo.fit(LINEAR, RECIPE, **run).history, lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path).history)
 
 
+def squared_init(step, *, init: lo.Scalar, total: lo.Scalar, floor: lo.Scalar = 0.0):
+    return lo.schedules.cosine(step, init=init**2, total=total, floor=floor)
+
+
+def test_other_functions_of_the_same_numbers_are_refused(tmp_path):
+    bent = lo.Model(LINEAR.init, lambda params, state, x, *, key, train: (np.float32(0.5) * x @ params, state))
+    squared = RECIPE._replace(schedule=lo.bind(squared_init, init=0.1, total=40))
+    lo.fit(LINEAR, RECIPE, train=TASK.train, run=RUN, checkpoint=tmp_path / "one")
+    lo.sweep(LINEAR, [RECIPE], train=TASK.train, run=RUN, checkpoint=tmp_path / "many")
+    for model, recipe in ((bent, RECIPE), (LINEAR, squared)):
+        with pytest.raises(ValueError, match=r"of another run: not the same model, loss, optimizer and schedule"):
+            lo.fit(model, recipe, train=TASK.train, run=RUN, checkpoint=tmp_path / "one")
+        with pytest.raises(ValueError, match=r"of another run: not the same model, loss, optimizer and schedule"):
+            lo.sweep(model, [recipe], train=TASK.train, run=RUN, checkpoint=tmp_path / "many")
+
+
 def test_another_run_is_refused_by_name(tmp_path):
     lo.fit(LINEAR, RECIPE, train=TASK.train, run=RUN, checkpoint=tmp_path)
     other = RECIPE._replace(schedule=RECIPE.schedule.replace(init=0.2))

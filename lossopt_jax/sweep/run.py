@@ -18,7 +18,18 @@ from ..hosts import check_alike, from_first, put
 from ..models import Model
 from ..recipe import Recipe
 from ..step import check_recipe
-from ..train import EVALUATION_BATCH, Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
+from ..train import (
+    EVALUATION_BATCH,
+    Callbacks,
+    Point,
+    Progress,
+    Run,
+    check_setup,
+    evaluation_steps,
+    host_loop,
+    kept_start,
+    step_text,
+)
 from .lanes import LanePlan, by_structure, checked_plan, default_plan, lanes_at_once
 from .plan import MeasuredPlan, planned
 from .population import Population, Rule, with_schedules
@@ -182,15 +193,18 @@ def prepared(
     room, seed_room: for at least how many trials (where they fit) and seeds a program has places, so that a later sweep of so many does
         not compile again.
     """
-    if stop is not None:
-        stop.steps(run.steps)  # a run that is too short for its rungs is an error before anything is compiled
     if isinstance(trials, Recipe):
         raise TypeError("sweep: trials must be those of lo.sample or lo.grid, or a list of recipes, got one Recipe; `fit` trains one")
     trials = trials if isinstance(trials, Trials) else Trials(tuple(trials), {})
     for recipe in trials.recipes:
         check_recipe(recipe)
-    if not len(trials) or seeds < 1:
-        raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds}")
+    check_setup(model, run)
+    if stop is not None and not isinstance(stop, Rule):
+        raise TypeError(f"sweep: stop must be a rule such as lo.halving(), got {stop!r}")
+    if stop is not None:
+        stop.steps(run.steps)  # a run that is too short for its rungs is an error before anything is compiled
+    if not len(trials) or not isinstance(seeds, int | np.integer) or seeds < 1:
+        raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds!r}")
     if isinstance(stop, Population) and not trials.space:
         raise ValueError("population needs trials of lo.sample or lo.grid: recipes alone do not say what may change within which ends")
     data = as_batch(train, "train")
@@ -204,16 +218,21 @@ def prepared(
         "stop": str(stop),
         "models and batch sizes": [str(trials.structure(i)) for i in range(len(trials))],
     }
+    computed = ""
+    if checkpoint is not None or jax.process_count() > 1:
+        firsts = [(trials.recipes[members[0]], *trials.setup(members[0], model, run)) for members in by_structure(trials)]
+        computed = "".join(step_text(own, recipe, data, its_run.batch_size) for recipe, own, its_run in firsts)
     most = max(trials.setup(i, model, run)[1].batch_size for i in range(len(trials)))  # a wrong name of the model's is an error here too
     if most > max(run.batch_size, examples(data)):
         raise ValueError(f"sweep: run.batch_size must be at most the {examples(data)} examples there are, got {most}")
     if jax.process_count() > 1:
-        check_alike({name: fingerprint(value) for name, value in same.items()} | {"plan": str(plan and plan[:2])})
+        alike = {name: fingerprint(value) for name, value in (same | {"functions": computed}).items()}
+        check_alike(alike | {"plan": str(plan and plan[:2])})
     plan = planned(model, trials, data, held_out, run, seeds, stop) if plan is None else checked_plan(plan)
     waves = _waves(model, trials, data, run, seeds, plan, parts, room)
     if checkpoint is not None:
         mine = [[wave.members, wave.plan.width, wave.room] for wave in waves]
-        kept = from_first(lambda: same_run(checkpoint, same, waves=mine))["waves"]
+        kept = from_first(lambda: same_run(checkpoint, same, computed, waves=mine))["waves"]
         # A lane's last bits depend on the width, so a resumed sweep keeps it, and its waves; how many devices is today's.
         waves = [Wave(members, LanePlan(plan.devices, width), room) for members, width, room in kept]
     data, held_out = put((data, held_out), NamedSharding(mesh_of(waves[0].plan), P()))  # once for all waves
