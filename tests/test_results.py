@@ -328,7 +328,9 @@ def shown(swept):
 def test_why_nothing_ran_to_the_end(swept, tmp_path, monkeypatch):
     no_pictures(monkeypatch)
     assert swept.failure() is None
-    dead = dataclasses.replace(swept, diverged_at=np.full(18, 3))
+    alike = dataclasses.replace(swept, diverged_at=np.full(18, 3))
+    assert alike.failure().startswith("every lane diverged, all at step 3, as where the data holds what is not finite; the smallest")
+    dead = dataclasses.replace(swept, diverged_at=np.arange(18) // 9 + 3)
     assert dead.failure() == "every lane diverged; the smallest learning rate was 0.001: try 1e-06 to 0.0001"
     assert dead.failure() in shown(dead)
     assert lo.load(lo.save(dead, tmp_path)).failure() == dead.failure()

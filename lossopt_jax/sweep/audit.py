@@ -32,6 +32,8 @@ def audit(
     """
     if count < 1:
         raise ValueError(f"audit: count must be at least 1, got {count}")
+    if run.steps != swept.steps:
+        raise ValueError(f"audit: run must be the sweep's, of {swept.steps} steps, got one of {run.steps}")
     copied = {copy.to for copy in swept.copies}  # whose histories are of two lives
     own = [lane for lane in range(swept.lanes) if lane // swept.seeds not in copied]
     if not own:

@@ -39,6 +39,8 @@ class LanePlan(NamedTuple):
 def checked_plan(plan: LanePlan) -> LanePlan:
     """The plan itself, or a ValueError where this machine has not that many devices."""
     here = len(jax.devices())
+    if not isinstance(plan, LanePlan) or not all(isinstance(number, int | np.integer) for number in plan[:2]):
+        raise TypeError(f"plan must be a lo.LanePlan(devices, width) of whole numbers, got {plan!r}")
     if not 1 <= plan.devices <= here or plan.width < 1:
         raise ValueError(
             f"plan: devices must be 1 to {here} (what JAX sees here) and width at least 1, got devices={plan.devices}, width={plan.width}"

@@ -222,7 +222,9 @@ class Swept:
         first = self.history["loss"][:, :1]
         if not np.isfinite(first).any():
             return "every lane's loss was not finite before any update: look at the data, the labels and the shape of the outputs"
-        what = "every lane diverged"
+        what, steps = "every lane diverged", set(self.diverged_at.tolist())
+        if self.lanes > 1 and len(steps) == 1 and min(steps) > 2:
+            what += f", all at step {min(steps)}, as where the data holds what is not finite"
         if (lanes := int((self.diverged_at >= 0).sum())) < self.lanes:
             what = f"every recipe diverged under one of its seeds at least ({lanes} of {self.lanes} lanes)"
         return f"{what}; {smaller_rates(smallest_rate(self.trials.recipes, self.steps))}"

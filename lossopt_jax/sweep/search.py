@@ -55,9 +55,13 @@ def search(
     """
     if rounds < 1 or count < rounds or count % rounds:
         raise ValueError(f"search: count must be a multiple of rounds, got count={count} and rounds={rounds}")
+    if seeds < 1:
+        raise ValueError(f"search: seeds must be at least 1, got {seeds}")
     if isinstance(stop, Population):
         raise ValueError("search: a population changes the numbers that the sampler has asked for: use lo.sweep")
     optuna = _optuna()
+    if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
+        raise TypeError(f"search: sampler must be one of Optuna's, such as optuna.samplers.TPESampler(seed=0), got {sampler!r}")
     store = None if storage is None or jax.process_index() > 0 else _opened(optuna, storage)
     columns = columns_of(recipe, space)
     rows = rows_of(columns, count // rounds, seed)

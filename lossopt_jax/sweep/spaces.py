@@ -98,7 +98,7 @@ def log_uniform(low: float, high: float) -> Distribution:
 
 def int_uniform(low: int, high: int) -> Distribution:
     """Every integer from low to high, both included, alike."""
-    if int(low) != low or int(high) != high:
+    if not (_finite(low) and _finite(high)) or int(low) != low or int(high) != high:
         raise ValueError(f"int_uniform: low and high must be integers, got {low} and {high}")
     return _checked("int_uniform", low, high)
 
@@ -128,6 +128,8 @@ def choice(values: Sequence[Any]) -> Distribution | Parts:
     >>> adamw = lo.variant(lo.optimizers.adamw, weight_decay=lo.log_uniform(1e-5, 1e-1))
     >>> space = {"optimizer": lo.choice([lo.bind(lo.optimizers.sgd), adamw])}
     """
+    if isinstance(values, str | Mapping) or not hasattr(values, "__len__"):
+        raise TypeError(f"choice: needs a list of values, got {values!r}")
     if not len(values):
         raise ValueError("choice: needs at least one value")
     if any(isinstance(value, Bound | Variant) for value in values):
@@ -135,9 +137,18 @@ def choice(values: Sequence[Any]) -> Distribution | Parts:
         if wrong:
             raise TypeError(f"choice: of parts each must be a lo.bind(...) or lo.variant(...), got {wrong[0]!r}")
         return Parts(tuple(value if isinstance(value, Variant) else Variant(value, {}) for value in values))
-    if any(isinstance(value, str | Sequence) for value in values):
+    if not (all(isinstance(value, str | Sequence) for value in values) or all(_finite(value) for value in values)):
+        raise ValueError(f"choice: values must be finite numbers, or all words, or all lists, got {values!r}")
+    if isinstance(values[0], str | Sequence):
         return _labelled(tuple(value if isinstance(value, str) else json.dumps(list(value)) for value in values))
     return Distribution("choice", float(min(values)), float(max(values)), tuple(map(float, values)))
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError):
+        return False
 
 
 def read_label(label: str) -> Any:

@@ -107,8 +107,8 @@ def sample(recipe: Recipe, space: Space, *, count: int, seed: int = 0, sampler: 
     >>> len(lo.sample(recipe, {"schedule.value": lo.log_uniform(1e-4, 1.0)}, count=8))
     8
     """
-    if count < 1:
-        raise ValueError(f"sample: count must be at least 1, got {count}")
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"sample: count must be a whole number of at least 1, got {count!r}")
     return trials_of(recipe, space, rows_of(columns_of(recipe, space), count, seed, sampler))
 
 
