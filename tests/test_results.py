@@ -81,6 +81,15 @@ def same(a, b):
 # Folders
 
 
+def test_a_held_out_loss_that_is_not_finite_at_the_end_is_not_that_of_before(swept):
+    loss = swept.evaluations["loss"].copy()
+    loss[4, -1] = np.nan
+    metrics = dataclasses.replace(swept, evaluations={**swept.evaluations, "loss": loss}).lane_metrics()
+    assert np.isnan(metrics["held_out_loss"][4])
+    assert metrics["best_held_out_loss"][4] == np.nanmin(loss[4])
+    assert metrics["held_out_loss"][3] == loss[3, -1]
+
+
 def test_results_are_a_line_each(swept, fitted):
     best = swept.table()[0]["held_out_loss"]
     assert repr(swept).startswith(f"Swept({len(swept.trials)} trials x {swept.seeds} seeds, {swept.steps} steps, ")

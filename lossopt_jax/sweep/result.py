@@ -122,8 +122,11 @@ class Swept:
         failed = self.diverged_at >= 0
         losses = [_last(row, window) for row in history["loss"]]
         columns = {"train_loss": np.where(failed, np.nan, [row.mean() if row.size else np.nan for row in losses])}
+        # The evaluation at its end, not the last finite one: what trained well may still have no finite held-out loss.
+        ends = np.where(self.stopped_at >= 0, self.stopped_at, self.steps)
+        last = np.searchsorted(self.evaluation_steps, ends, "right") - 1
         for name, values in evaluations.items():
-            finals = [row[-1] if (row := _last(lane, 1)).size else np.nan for lane in values]
+            finals = [values[lane, i] if i >= 0 else np.nan for lane, i in enumerate(last)]
             columns[f"held_out_{name}"] = np.where(failed, np.nan, finals)
             best = np.fmax if f"held_out_{name}" in HIGHER_IS_BETTER else np.fmin
             columns[f"best_held_out_{name}"] = best.reduce(values, axis=1)
