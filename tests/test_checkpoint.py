@@ -118,7 +118,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import sys; sys.path.insert(0, {tests!r})
 import dataclasses, numpy as np, lossopt_jax as lo, test_checkpoint as t
-run = dataclasses.replace(t.RUN, steps=1500)
+run = dataclasses.replace(t.RUN, steps=6000)
 swept = lo.sweep(t.LINEAR, t.TRIALS, train=t.TASK.train, evaluate=t.TASK.evaluate, run=run, plan=lo.LanePlan(2, 1), **{options})
 np.savez({out!r}, **swept.history, **{{"e" + name: values for name, values in swept.evaluations.items()}})
 """
@@ -130,7 +130,9 @@ def test_twenty_kills(tmp_path):
         code = CHILD.format(tests=os.path.dirname(__file__), out=str(tmp_path / out), options=options)
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    assert start("whole.npz", {}).wait() == 0
+    first = start("whole.npz", {})
+    _, stderr = first.communicate()
+    assert first.returncode == 0, stderr.decode()
     kept = tmp_path / "kept"
     options = {"checkpoint": str(kept), "save_every": 0}
     chance, kills = random.Random(0), 0
@@ -141,7 +143,8 @@ def test_twenty_kills(tmp_path):
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 1.0))  # within a chunk, within a write, between two
         if child.poll() is not None:
-            assert child.returncode == 0, child.stderr.read().decode()
+            _, stderr = child.communicate()
+            assert child.returncode == 0, stderr.decode()
             pytest.fail(f"the run was over after {kills} kills: make it longer")
         child.send_signal(signal.SIGKILL)
         child.communicate()
