@@ -224,6 +224,8 @@ def test_grid_is_every_combination():
         (lambda: run_sweep([recipe()], stop=lo.halving), TypeError, "a rule such as lo.halving()"),
         (lambda: lo.sample(recipe(), {"schedule.peek": lo.uniform(0, 1)}, count=1), KeyError, "did you mean 'schedule.peak'"),
         (lambda: lo.sample(recipe(), {"schedule.peak": 0.1}, count=1), TypeError, "needs a distribution"),
+        (lambda: lo.sample(recipe(), {"schedule.peak": lo.normal(0.0, 1.0)}, count=2), ValueError, "at least 0, got normal from -3"),
+        (lambda: lo.grid(recipe(), {"optimizer.b1": [0.9, 1.7]}), ValueError, "'optimizer.b1' must be at least 0 and below 1"),
         (lambda: lo.sample(recipe(), {}, count=0), ValueError, "count must be a whole number of at least 1, got 0"),
         (lambda: run_sweep([]), ValueError, "at least one trial"),
     ],

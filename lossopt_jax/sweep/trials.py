@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..domains import domain_of
 from ..models import Model
 from ..recipe import Recipe, nearest, numbers, with_numbers
 from ..train import Run
@@ -146,6 +147,11 @@ def columns_of(recipe: Recipe, space: Space) -> dict[str, Distribution]:
     own = {path: what for path, what in space.items() if isinstance(what, Distribution) and not is_structure(path)}
     check_numbers(own)
     with_numbers(recipe, dict.fromkeys(own, 0.0))  # a wrong path is an error before anything is drawn
+    for path, what in own.items():
+        fn, domain = getattr(getattr(recipe, path.partition(".")[0]), "fn", None), domain_of(path)
+        ours = getattr(fn, "__module__", "").startswith("lossopt_jax.")  # another's number may mean something else by this name
+        if ours and not (what.low in domain and what.high in domain):
+            raise ValueError(f"sample: {path!r} must be {domain}, got {what.kind} from {what.low:g} to {what.high:g}")
     columns: dict[str, Distribution] = {}
     for path, what in space.items():
         if isinstance(what, Distribution):
