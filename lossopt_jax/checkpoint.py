@@ -184,7 +184,8 @@ def _write_state(path: Path, leaves: list[np.ndarray]) -> None:
     try:
         with _checkpointer(ocp) as checkpointer:
             # orbax refuses arrays without elements; their shapes are known to who restores.
-            checkpointer.save(path.resolve(), {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size})
+            kept = {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}
+            checkpointer.save(path.resolve(), kept | {"sum": _checksum(leaves)})
     except (OSError, ValueError) as error:  # a full disk is a ValueError of tensorstore's
         for torn in path.parent.glob(f"{path.name}*"):  # orbax leaves what it has written, on a disk that may be full
             shutil.rmtree(torn, ignore_errors=True)
@@ -208,10 +209,17 @@ def _read_state(path: Path, shapes: Sequence[Any]) -> list[np.ndarray] | None:
     empty = {i: np.empty(s.shape, s.dtype) for i, s in enumerate(shapes)}
     try:
         with _checkpointer(ocp) as checkpointer:
-            saved = checkpointer.restore(path.resolve(), target={str(i): leaf for i, leaf in empty.items() if leaf.size})
+            target = {str(i): leaf for i, leaf in empty.items() if leaf.size} | {"sum": _checksum([])}
+            saved = checkpointer.restore(path.resolve(), target=target)
     except (OSError, ValueError, KeyError):
         return None
-    return [np.asarray(saved[str(i)]) if leaf.size else leaf for i, leaf in empty.items()]
+    leaves = [np.asarray(saved[str(i)]) if leaf.size else leaf for i, leaf in empty.items()]
+    return leaves if np.array_equal(saved["sum"], _checksum(leaves)) else None
+
+
+def _checksum(leaves: Sequence[Any]) -> np.ndarray:
+    """32 bytes that tell a state on whose disk a bit has turned: orbax reads it without a word."""
+    return np.frombuffer(bytes.fromhex(fingerprint(list(map(np.asarray, leaves)))), np.uint8)
 
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -246,7 +254,10 @@ def same_run(folder: str | Path, experiment: dict[str, Any], computed: str, **pl
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"experiment": mine, "plan": plan}, indent=2)
     if not create_whole(path, text.encode()):
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): remove {path.parent} to begin again") from None
         differ = [name for name in mine if found["experiment"].get(name) != mine[name]]
         if differ:
             named = [name for name in differ if name != FUNCTIONS] or differ  # the text changes with shapes and structure as well

@@ -88,6 +88,18 @@ def test_a_torn_state_or_record_starts_again_from_what_is_whole(tmp_path):
     same(lo.fit(LINEAR, RECIPE, **run).history, lo.fit(LINEAR, RECIPE, **run, checkpoint=tmp_path).history)
 
 
+def test_a_bit_that_has_turned_in_a_state_is_seen(tmp_path):
+    whole = sweep()
+    with pytest.raises(Cut):
+        sweep(checkpoint=tmp_path, save_every=0, on_chunk=cut_at(30))
+    for state in tmp_path.glob("wave-*/state-*"):
+        file = max((f for f in state.rglob("*") if f.is_file() and "/d/" in str(f)), key=lambda f: f.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0x55
+        file.write_bytes(content)
+    same(whole.history, sweep(checkpoint=tmp_path).history)
+
+
 def squared_init(step, *, init: lo.Scalar, total: lo.Scalar, floor: lo.Scalar = 0.0):
     return lo.schedules.cosine(step, init=init**2, total=total, floor=floor)
 
