@@ -62,6 +62,8 @@ class Keeper:
         seconds: float = 0.0,
         asked: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
     ):
+        if not every >= 0:
+            raise ValueError(f"save_every must be at least 0 seconds, got {every}")
         self.folder, self.unload, self.every, self.asked = Path(folder), unload, every, asked
         self._saved, self._before, self._began = step, seconds, time.perf_counter()
         self._last = self._began

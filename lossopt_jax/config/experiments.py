@@ -118,8 +118,10 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
 def parse_plan(text: str) -> LanePlan:
     """ "devices=2,width=8" as a LanePlan."""
     try:
-        pairs = dict(part.split("=") for part in text.split(","))
-        plan = LanePlan(**{key.strip(): int(value) for key, value in pairs.items()})
+        pairs = [part.split("=") for part in text.split(",")]
+        plan = LanePlan(**{key.strip(): int(value) for key, value in pairs})
+        if len(pairs) > 2:
+            raise ValueError
     except (TypeError, ValueError):
         raise ConfigError(f"--plan must read devices=N,width=N, got {text!r}") from None
     if min(plan) < 1:

@@ -234,7 +234,10 @@ def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any], last:
     begun = place / folder.STATE / "config.toml"
     config = begun if begun.exists() else place / "config.toml"
     if config.exists():
-        there, here = _flat(tomllib.loads(config.read_text())), _flat(asked | resolved)
+        try:
+            there, here = _flat(tomllib.loads(config.read_text(encoding="utf-8"))), _flat(asked | resolved)
+        except ValueError as error:
+            raise ValueError(f"{config} is damaged ({error}): what {place} holds cannot be gone on with; --overwrite it") from None
         summary = place / "summary.json"
         if config is not begun:
             known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}

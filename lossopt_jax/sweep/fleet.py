@@ -19,7 +19,7 @@ from ..checkpoint import create_whole
 from ..models import Model
 from ..train import Run
 from .lanes import LanePlan
-from .run import Callbacks, prepared
+from .run import Callbacks, check_width, prepared
 from .trials import Trials
 
 LEASE = 60.0  # seconds
@@ -51,6 +51,7 @@ def work(
     on_wait: told how many waves others still have at hand, now and then, when there is none left to claim.
     """
     job = prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every, parts=PARTS)
+    check_width(job, plan)
     tellers = (on_chunk,) if callable(on_chunk) else tuple(on_chunk)
     claims = Claims(checkpoint)
     left = list(range(len(job.waves)))

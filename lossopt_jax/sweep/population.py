@@ -126,10 +126,10 @@ def population(every: int, fraction: float = 0.2, resample: float = 0.0) -> Popu
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"population: every must be an integer of at least 1 (steps between two comparisons), got {every!r}")
-    if not 0 < fraction <= 0.5:
-        raise ValueError(f"population: fraction must be above 0 and at most 0.5, got {fraction}")
-    if not 0 <= resample <= 1:
-        raise ValueError(f"population: resample must be at least 0 and at most 1, got {resample}")
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 0.5:
+        raise ValueError(f"population: fraction must be a number above 0 and at most 0.5, got {fraction!r}")
+    if not isinstance(resample, int | float) or not 0 <= resample <= 1:
+        raise ValueError(f"population: resample must be a number from 0 to 1, got {resample!r}")
     return Population("population", every, float(fraction), float(resample))
 
 

@@ -197,6 +197,8 @@ class Swept:
         columns = self.lane_metrics()
         if metric not in columns:
             raise ValueError(f"best: no metric {metric!r}; {nearest(metric, columns)}")
+        if k < 1:
+            raise ValueError(f"top: k must be at least 1, got {k}")
         if mode not in (None, "min", "max"):
             raise ValueError(f"best: mode must be min or max, got {mode!r}")
         worst = np.max if (mode or _mode(metric)) == "min" else np.min
@@ -219,7 +221,10 @@ class Swept:
         diverged = (self.diverged_at >= 0).reshape(len(self.trials), self.seeds).any(1)
         stopped = ~diverged & (self.stopped_at >= 0).reshape(len(self.trials), self.seeds).any(1)
         if not (diverged | stopped).all():
-            return None
+            metric = self.default_metric()
+            if np.isfinite(self.lane_metrics()[metric]).any():
+                return None
+            return f"no recipe has a finite {metric}, though training went on to the end: look at the held-out data"
         if stopped.any():
             return f"no recipe ran to the end: {diverged.sum()} of {len(self.trials)} diverged, {stopped.sum()} were stopped early"
         first = self.history["loss"][:, :1]

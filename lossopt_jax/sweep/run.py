@@ -72,7 +72,9 @@ def sweep(
 
     A lane that diverges is flagged with the step and changes no bit of another.
     """
-    return finished(prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every, stop=stop), on_chunk)
+    job = prepared(model, trials, train, evaluate, run, seeds, plan, checkpoint, save_every, stop=stop)
+    check_width(job, plan)
+    return finished(job, on_chunk)
 
 
 def finished(job: "Job", on_chunk: Callbacks = ()) -> Swept:
@@ -238,6 +240,18 @@ def prepared(
     data, held_out = put((data, held_out), NamedSharding(mesh_of(waves[0].plan), P()))  # once for all waves
     folder = None if checkpoint is None else Path(checkpoint)
     return Job(model, trials, data, held_out, run, seeds, waves, folder, save_every, getattr(plan, "seconds", 0.0), stop, seed_room)
+
+
+def check_width(job: Job, plan: LanePlan | None) -> None:
+    """ValueError where a plan was asked for by hand and the checkpoint that is gone on with has lanes of another width."""
+    if plan is None or isinstance(plan, MeasuredPlan):
+        return
+    for wave in job.waves:
+        if wave.plan.width != plan.width:
+            raise ValueError(
+                f"plan: the checkpoint {job.folder} was begun with width {wave.plan.width}, on which a lane's last bits depend, "
+                f"got width={plan.width}: go on with the same, or without a plan"
+            )
 
 
 def _waves(

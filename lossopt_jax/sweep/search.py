@@ -16,10 +16,10 @@ from ..models import Model
 from ..recipe import Recipe
 from ..train import Callbacks, Progress, Run
 from .lanes import LanePlan
-from .plan import plan_lanes
+from .plan import MeasuredPlan, plan_lanes
 from .population import Population, Rule
 from .result import HIGHER_IS_BETTER, Swept
-from .run import finished, prepared, together
+from .run import check_width, finished, prepared, together
 from .spaces import Distribution, Space
 from .trials import Trials, columns_of, rows_of, trials_of
 
@@ -50,7 +50,8 @@ def search(
     space: as in `sample`. sampler: any of `optuna.samplers`, by default TPE (Watanabe 2023, arXiv:2304.11127) seeded with `seed`.
     The study is kept in memory and told of a round at once: the metric that trials are ranked by, the mean over seeds; of a diverged
     trial the worst so far, so that the sampler keeps away; of one stopped early its state then, as pruned.
-    storage: an Optuna URL such as "sqlite:///x.db", to which the study is written as `name` after each round, for its dashboard.
+    storage: an Optuna URL such as "sqlite:///x.db", to which the study is written as `name` after each round, for its dashboard;
+    ValueError where it has a study of that name from another search.
     The rest as in `sweep`. With a checkpoint and a sampler that is seeded a search goes on to the same trials.
     """
     if rounds < 1 or count < rounds or count % rounds:
@@ -62,12 +63,14 @@ def search(
     optuna = _optuna()
     if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
         raise TypeError(f"search: sampler must be one of Optuna's, such as optuna.samplers.TPESampler(seed=0), got {sampler!r}")
-    store = None if storage is None or jax.process_index() > 0 else _opened(optuna, storage)
+    store = None
+    if storage is not None and jax.process_index() == 0:
+        store = _opened(optuna, storage, name, begun=checkpoint is not None and (Path(checkpoint) / _round(0)).exists())
     columns = columns_of(recipe, space)
     rows = rows_of(columns, count // rounds, seed)
     plan = plan or plan_lanes(model, trials_of(recipe, space, rows), train=train, evaluate=evaluate, run=run, seeds=seeds, stop=stop)
     # The same in every round, since a lane's last bits depend on the width.
-    plan = LanePlan(plan.devices, min(plan.width, -(-len(rows) * seeds // plan.devices)))
+    alike = LanePlan(plan.devices, min(plan.width, -(-len(rows) * seeds // plan.devices)))
     tell = _Waves((on_chunk,) if callable(on_chunk) else tuple(on_chunk))
     parts: list[Swept] = []
     with _quiet(optuna), ThreadPoolExecutor(1) as background:
@@ -79,9 +82,11 @@ def search(
                 asked = [study.ask() for _ in rows]
                 mine = [_suggested(trial, space) for trial in asked]
                 rows = from_first(lambda mine=mine: mine)  # type: ignore[misc]
-            trials, folder = trials_of(recipe, space, rows), None if checkpoint is None else Path(checkpoint) / f"round-{i:04d}"
+            trials, folder = trials_of(recipe, space, rows), None if checkpoint is None else Path(checkpoint) / _round(i)
             # With room for a whole round in each structure's program, however many of its trials are asked for.
-            job = prepared(model, trials, train, evaluate, run, seeds, plan, folder, save_every, stop=stop, room=len(rows))
+            job = prepared(model, trials, train, evaluate, run, seeds, alike, folder, save_every, stop=stop, room=len(rows))
+            check_width(job, plan if isinstance(plan, MeasuredPlan) else alike)
+            alike = alike._replace(width=job.waves[0].plan.width)  # a checkpoint's, should another have been measured today
             parts.append(finished(job, tell.next_round()))
             found = _told(optuna, space, rows, parts)
             if study is None:
@@ -215,17 +220,34 @@ def _tell(study: Any, asked: list[Any], found: list[Any]) -> None:
         study.tell(trial, its.value if its.state.name == "COMPLETE" else None, state=its.state)
 
 
-def _opened(optuna: Any, storage: str) -> Any:
+def _round(i: int) -> str:
+    return f"round-{i:04d}"
+
+
+def _opened(optuna: Any, storage: str, name: str, *, begun: bool) -> Any:
+    """The storage, which has no trials of that name unless this very search wrote them before it was interrupted."""
     try:
-        return optuna.storages.get_storage(storage)
+        store = optuna.storages.get_storage(storage)
+        known = name in optuna.get_all_study_names(store)
+        trials = len(optuna.load_study(study_name=name, storage=store).get_trials(deepcopy=False)) if known else 0
     except Exception as error:  # of whatever database it is
         raise ValueError(f"search: cannot open the storage {storage!r}: {str(error).splitlines()[0]}") from None
+    if trials and not begun:
+        raise _another(name, trials)
+    return store
+
+
+def _another(name: str, trials: int) -> ValueError:
+    return ValueError(f"search: the storage has a study {name!r} already, with {trials} trials of another search: give another name")
 
 
 def _export(optuna: Any, study: Any, trials: list[Any], store: Any) -> None:
-    """Write the trials that the storage does not have yet; those of a search that is gone on with are the same."""
+    """Write the trials that the storage does not have yet."""
     there = optuna.create_study(study_name=study.study_name, storage=store, direction=study.direction, load_if_exists=True)
-    there.add_trials(trials[len(there.get_trials(deepcopy=False)) :])
+    known = there.get_trials(deepcopy=False)
+    if there.direction != study.direction or any(old.params != new.params for old, new in zip(known, trials, strict=False)):
+        raise _another(study.study_name, len(known))
+    there.add_trials(trials[len(known) :])
 
 
 def _joined(parts: list[Swept]) -> Swept:

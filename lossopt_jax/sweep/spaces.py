@@ -10,6 +10,7 @@ import numpy as np
 from ..recipe import Bound, bind, with_numbers
 
 CUT = 3.0  # standard deviations
+EXACT = 2**24
 
 
 class Distribution(NamedTuple):
@@ -91,7 +92,7 @@ def uniform(low: float, high: float) -> Distribution:
 
 def log_uniform(low: float, high: float) -> Distribution:
     """Every order of magnitude from low > 0 to high alike: the right choice for learning rates and weight decays."""
-    if not low > 0:
+    if _finite(low) and not low > 0:
         raise ValueError(f"log_uniform: low must be above 0, got {low}")
     return _checked("log_uniform", low, high)
 
@@ -99,14 +100,16 @@ def log_uniform(low: float, high: float) -> Distribution:
 def int_uniform(low: int, high: int) -> Distribution:
     """Every integer from low to high, both included, alike."""
     if not (_finite(low) and _finite(high)) or int(low) != low or int(high) != high:
-        raise ValueError(f"int_uniform: low and high must be integers, got {low} and {high}")
+        raise ValueError(f"int_uniform: low and high must be integers, got {low!r} and {high!r}")
+    if max(abs(low), abs(high)) > EXACT:
+        raise ValueError(f"int_uniform: float32, which numbers are, has every integer only up to {EXACT}, got {low} and {high}")
     return _checked("int_uniform", low, high)
 
 
 def normal(mean: float, std: float) -> Distribution:
     """The normal distribution, cut off at three standard deviations, which are its ends."""
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise ValueError(f"normal: mean must be finite and std finite and above 0, got mean {mean} and std {std}")
+    if not (_finite(mean) and _finite(std) and std > 0):
+        raise ValueError(f"normal: mean must be finite and std finite and above 0, got mean {mean!r} and std {std!r}")
     return Distribution("normal", float(mean - CUT * std), float(mean + CUT * std), (float(mean), float(std)))
 
 
@@ -176,8 +179,8 @@ def variant(fn: Callable[..., Any], **values: Any) -> Variant:
 
 
 def _checked(kind: str, low: float, high: float) -> Distribution:
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"{kind}: low must be at most high and both finite, got low {low} and high {high}")
+    if not (_finite(low) and _finite(high) and low <= high):
+        raise ValueError(f"{kind}: low must be at most high and both finite numbers, got low {low!r} and high {high!r}")
     return Distribution(kind, float(low), float(high))
 
 
