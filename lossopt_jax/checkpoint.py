@@ -12,6 +12,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from os import fsync
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 RECORD = re.compile(r"record-(\d+)-(\d+)\.npz")
 STATE = re.compile(r"state-(\d+)")
 FUNCTIONS = "model, loss, optimizer and schedule (or another version of JAX)"
+SUM = "sha256"
 SLACK = 2**18  # bytes that orbax writes around the arrays
 
 
@@ -183,11 +185,18 @@ def _write_state(path: Path, leaves: list[np.ndarray]) -> None:
     # On a full disk orbax prints pages of tracebacks from its threads, so it is not let run into one.
     if shutil.disk_usage(path.parent).free < sum(leaf.nbytes for leaf in leaves) + SLACK:
         raise OSError(f"cannot write {path}: No space left on device")
-    try:
+
+    def save() -> None:
         with _checkpointer(ocp) as checkpointer:
             # orbax refuses arrays without elements; their shapes are known to who restores.
-            kept = {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}
-            checkpointer.save(path.resolve(), kept | {"sum": _checksum(leaves)})
+            checkpointer.save(path.resolve(), {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size})
+        digest = _sum(path)
+        write_whole(path / SUM, lambda file: file.write(digest))
+
+    try:
+        # A Ctrl-C waits for it: one that came inside orbax would leave tracebacks of its threads.
+        with ThreadPoolExecutor(1) as apart:
+            apart.submit(save).result()
     except (OSError, ValueError) as error:  # a full disk is a ValueError of tensorstore's
         for torn in path.parent.glob(f"{path.name}*"):  # orbax leaves what it has written, on a disk that may be full
             shutil.rmtree(torn, ignore_errors=True)
@@ -206,22 +215,32 @@ def _checkpointer(ocp: Any) -> Any:
 
 
 def _read_state(path: Path, shapes: Sequence[Any]) -> list[np.ndarray] | None:
+    try:
+        if (path / SUM).read_bytes() != _sum(path):
+            return None
+    except OSError:
+        return None
     import orbax.checkpoint as ocp
 
     empty = {i: np.empty(s.shape, s.dtype) for i, s in enumerate(shapes)}
     try:
         with _checkpointer(ocp) as checkpointer:
-            target = {str(i): leaf for i, leaf in empty.items() if leaf.size} | {"sum": _checksum([])}
-            saved = checkpointer.restore(path.resolve(), target=target)
+            saved = checkpointer.restore(path.resolve(), target={str(i): leaf for i, leaf in empty.items() if leaf.size})
     except (OSError, ValueError, KeyError):
         return None
-    leaves = [np.asarray(saved[str(i)]) if leaf.size else leaf for i, leaf in empty.items()]
-    return leaves if np.array_equal(saved["sum"], _checksum(leaves)) else None
+    return [np.asarray(saved[str(i)]) if leaf.size else leaf for i, leaf in empty.items()]
 
 
-def _checksum(leaves: Sequence[Any]) -> np.ndarray:
-    """32 bytes that tell a state on whose disk a bit has turned: orbax reads it without a word."""
-    return np.frombuffer(bytes.fromhex(fingerprint(list(map(np.asarray, leaves)))), np.uint8)
+def _sum(path: Path) -> bytes:
+    """A hash of a state's files: of a torn one orbax prints tracebacks, and one of which a bit has turned it reads without a word."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != SUM):
+        digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest().encode()
 
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -30,7 +30,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the res
 SaveEvery = Annotated[float, typer.Option(metavar="SECONDS", help="How often what is done so far is saved, for --resume.", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain lines, no live display.")]
 Join = Annotated[bool, typer.Option("--join", help="Share the sweep with all processes that are given the same --out and --join.")]
-Storage = Annotated[str | None, typer.Option(metavar="URL", help="Where Optuna's dashboard is to find the search, under the name of --out.", show_default=False)]
+Storage = Annotated[str | None, typer.Option(metavar="URL", help="Where Optuna's dashboard sees it, named as --out.", show_default=False)]
 Coordinator = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Process 0 of a sweep over several hosts.", show_default=False)]
 Plan = Annotated[str | None, typer.Option(metavar="devices=N,width=N", help="How lanes lie on devices.", show_default=False)]
 

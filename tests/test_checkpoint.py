@@ -100,6 +100,17 @@ def test_a_bit_that_has_turned_in_a_state_is_seen(tmp_path):
     same(whole.history, sweep(checkpoint=tmp_path).history)
 
 
+def test_a_state_that_is_cut_short_is_dropped_without_a_word_of_orbax(tmp_path, capfd):
+    whole = sweep()
+    with pytest.raises(Cut):
+        sweep(checkpoint=tmp_path, save_every=0, on_chunk=cut_at(30))
+    for state in tmp_path.glob("wave-*/state-*"):
+        file = max((f for f in state.rglob("*") if f.is_file() and "/d/" in str(f)), key=lambda f: f.stat().st_size)
+        os.truncate(file, 0)
+    same(whole.history, sweep(checkpoint=tmp_path).history)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def squared_init(step, *, init: lo.Scalar, total: lo.Scalar, floor: lo.Scalar = 0.0):
     return lo.schedules.cosine(step, init=init**2, total=total, floor=floor)
 
