@@ -26,7 +26,8 @@ STILL_FALLING = 0.05  # of all that was gained, gained in the last fifth: an exp
 class LRFinding:
     """What `find_lr` found; NaN for a number that there is none of.
 
-    suggested: the rate to take. range: the rates around it whose smoothed loss is within 5 % of the best.
+    suggested: the rate to take. range: the rates around it whose smoothed loss is within 5 % of the best; where that is below zero,
+        of what it lies below the start.
     edge: the least rate tried from which on, at all higher ones too, most seeds end not finite or with under a tenth of what the best
         learnt. seed_rates: [seeds], what each seed by itself suggests: how sure.
     rates: [count]. losses: [count, seeds], NaN where a run was not finite. smoothed: [count], what the rule looks at.
@@ -181,8 +182,9 @@ def capped_excess(losses: np.ndarray, start: float = math.nan) -> tuple[np.ndarr
     if not np.isfinite(means).any():
         return np.full(losses.shape, CAP), 1.0, math.nan
     best = float(np.nanmin(means))
-    # A loss of 0 has no per cent; then what could be gained is the unit.
-    unit = max(abs(best), 1e-6 * abs(start - best) if math.isfinite(start) else 0.0) or 1.0
+    # A loss of 0 or below has no per cent; then what could be gained is the unit.
+    gain = abs(start - best) if math.isfinite(start) else abs(best)
+    unit = (max(best, 1e-6 * gain) if best >= 0 else gain) or 1.0
     ended = np.isfinite(means)
     filled = np.where(ended[:, None], losses, np.inf)
     triples = np.lib.stride_tricks.sliding_window_view(filled, 3, axis=0).mean(-1)
@@ -198,8 +200,8 @@ def smoothing(rates: np.ndarray) -> np.ndarray:
 
 
 def _start(training: np.ndarray) -> float:
-    """The loss before learning: at the lowest rate, over the first steps, as long as those are finite."""
-    first = training[0, :, : max(1, training.shape[-1] // 20)]
+    """The loss of the first batch of each seed, which no rate has changed yet."""
+    first = training[0, :, :1]
     return float(first[np.isfinite(first)].mean()) if np.isfinite(first).any() else math.nan
 
 
@@ -246,9 +248,12 @@ def _verdicts(
     final = _last(training, 5).mean(1)
     final, before = np.where(ended, final, np.inf), np.where(ended, _last(training, 5, back=1).mean(1), np.inf)
     # The lowest rate has seen the same batches, so the difference to it is not their noise.
-    gained = max(final[0] - final.min() if ended[0] else 0.0, (start - final.min()) - 0.1 * abs(start))
-    if gained < 0.01 * abs(start):
-        return {"nothing_learnt": f"no rate learns anything in {steps} steps: try more steps, or look at the model, the loss and the data"}
+    gained = max(min(final[0], start) - final.min() if ended[0] else 0.0, (start - final.min()) - 0.1 * abs(start))
+    if gained <= 0.01 * abs(start):
+        what = f"no rate learns anything in {steps} steps"
+        if final[0] > start + 0.1 * abs(start):
+            return {"nothing_learnt": f"{what}, and the lowest, {short(rates[0])}, ends far above where it began: lower low"}
+        return {"nothing_learnt": f"{what}: try more steps, or look at the model, the loss and the data"}
     found = {}
     if at == 0:
         found["range_too_high"] = f"the best rate is the lowest tried, {short(rates[0])}: lower low"

@@ -157,3 +157,25 @@ def test_what_turned_and_what_was_stopped_and_what_is_no_result():
     assert diagnosis.losses.tolist() == [2.0, 1.0]
     with pytest.raises(TypeError, match="a history with a loss, got dict"):
         lo.diagnose({"los": loss})
+
+
+@pytest.mark.parametrize(
+    ("history", "kind"),
+    [
+        ({"loss": np.ones(200)}, "stalled"),
+        ({"loss": -np.ones(200)}, "stalled"),
+        ({"loss": np.zeros(200)}, "right"),  # there is nothing to learn
+        ({"loss": np.zeros(0)}, "too short"),
+        ({"loss": np.ones(1)}, "too short"),
+        ({"loss": np.ones(200), "finite": np.arange(200) < 50}, "diverged"),
+        ({"loss": np.ones(200), "update_norm": np.where(np.arange(200) < 199, 1, np.inf)}, "diverged"),
+        ({"loss": np.ones(1), "finite": np.zeros(1, bool)}, "diverged"),
+    ],
+)
+def test_a_history_that_says_nothing_is_not_right_and_what_became_infinite_diverged(history, kind):
+    assert lo.diagnose(history).verdicts[0][0].kind == kind
+
+
+def test_columns_of_another_shape_are_named():
+    with pytest.raises(ValueError, match=r"diagnose: update_norm has the shape \(3,\) and loss \(200,\)"):
+        lo.diagnose({"loss": np.ones(200), "update_norm": np.ones(3)})

@@ -62,8 +62,7 @@ def test_on_a_quadratic_the_best_rate_and_the_edge_are_theirs(found):
     assert 0.5 * best <= found.suggested <= best
     assert found.range[0] <= found.suggested <= found.range[1] < found.edge
     assert found.metric == "train_loss"
-    # The first twentieth of the steps, two of them, under the lowest rate.
-    assert found.start == pytest.approx((theory(1e-3, 0) + theory(1e-3, 1)) / 2, rel=1e-5)
+    assert found.start == pytest.approx(theory(1e-3, 0), rel=1e-5)
 
 
 def test_each_rate_is_an_honest_run_from_the_same_parameters(found):
@@ -304,3 +303,19 @@ def test_the_range_tests_rules_by_hand():
     # Debiased: the mean of a constant is the constant, and the second of 1, 2 is (0.98 * 0.02 + 0.02 * 2) / (1 - 0.98**2).
     np.testing.assert_allclose(range_test.running_mean(np.full(5, 3.0)), 3.0)
     assert range_test.running_mean(np.array([1.0, 2.0]))[1] == pytest.approx((0.98 + 2) / 1.98)
+
+
+def test_rates_that_are_all_worse_than_none_teach_nothing():
+    """Above the edge at 0.5 nothing but the loss of the first batch, before any update, tells that all of it is far too high."""
+    far = find(low=0.51, high=0.53)
+    assert math.isnan(far.suggested)
+    assert far.start == pytest.approx(theory(1.0, 0), rel=1e-5)
+    assert "far above where it began: lower low" in far.verdicts["nothing_learnt"]
+
+
+def test_the_range_of_a_loss_below_zero_is_of_what_was_learnt():
+    """An offset changes no gradient, so it must not make rates good that learn nothing."""
+    below = find(recipe(lambda outputs, targets: energy(outputs, targets) - 100.0), low=1e-3, high=10.0, count=40)
+    assert 0.02 < below.range[0] <= below.suggested <= below.range[1] < below.edge
+    nothing = find(recipe(lambda outputs, targets: 0.0 * energy(outputs, targets)))
+    assert list(nothing.verdicts) == ["nothing_learnt"]

@@ -14,6 +14,7 @@ from ..schedules import LEADING
 from ..sweep import Swept
 from ..train import Fitted
 
+COLUMNS = ("loss", "learning_rate", "grad_norm", "update_norm", "finite")  # of a history, all of one shape
 RESOLVED = 2e-5  # of a loss: a hundred times the spacing of float32
 
 
@@ -94,7 +95,12 @@ def given_of(what: Any) -> Given:
         raise TypeError(
             f"diagnose: what must be a Swept, a Fitted, an LRFinding, a folder or a history with a loss, got {type(what).__name__}"
         )
-    return Given({name: np.asarray(values) for name, values in what.items()}, {}, np.zeros(0, int), None, None)
+    history = {name: np.asarray(what[name]) for name in COLUMNS if name in what}
+    for name, values in history.items():
+        if values.shape != history["loss"].shape:
+            raise ValueError(f"diagnose: {name} has the shape {values.shape} and loss {history['loss'].shape}: they must be the same")
+    whole = [np.isfinite(np.where(values, values, np.nan) if name == "finite" else values) for name, values in history.items()]
+    return Given(history | {"loss": np.where(np.all(whole, 0), history["loss"], np.nan)}, {}, np.zeros(0, int), None, None)
 
 
 def rate_path(names: Iterable[str]) -> str:

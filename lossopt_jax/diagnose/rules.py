@@ -11,13 +11,14 @@ from .curves import Lane, Measured, measure
 KINDS = {
     "diverged": "became infinite, or ended far above where it began",
     "loss does not fit": "class labels are fitted as if they were amounts",
-    "stalled": "learnt next to nothing, and not for lack of steps or rate",
+    "stalled": "learnt next to nothing",
     "unstable": "jumps about at the edge of stability",
     "ends early": "the schedule is over before the learning is",
     "ends late": "the run is over before the schedule is",
     "noisy": "the rate is too high late: a floor of noise",
     "too low": "the rate is too low: hardly moved, or still falling steadily",
     "over-fits": "the held-out loss has turned",
+    "too short": "too few steps to judge by",
     "right": "nothing wrong was measured",
 }
 LEAST = 10  # steps to judge by
@@ -29,6 +30,7 @@ WASTE = 0.7
 EDGE = 5.0
 NOISE = 0.5
 FLAT = 0.12
+UNMOVED = 1e-3
 VANISHED = 1e-4
 DIED = 0.01
 UNANSWERED = 0.1
@@ -61,7 +63,7 @@ def judge(lane: Lane, path: str) -> list[Verdict]:
     if lane.diverged_at >= 0:
         return [_diverged(lane, path, peak)]
     if len(lane.loss) < LEAST:
-        return []
+        return [Verdict("too short", f"recorded steps: {len(lane.loss)} (threshold: {LEAST})", "", "more steps")]
     m = measure(lane)
     if m.end > 2 * m.start:
         measured = f"the loss ends at {m.end:.3g}, {m.end / m.start:.3g} times the first, {m.start:.3g} (threshold: 2)"
@@ -98,6 +100,10 @@ def _ends_early(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | No
 
 def _stalled(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     """Little gained by small steps, and not what they promised."""
+    first, moved = float(lane.loss[0]), float(lane.loss[-(len(lane.loss) // 10) :].mean() - lane.loss[0])
+    if lane.grad_norm is None and lane.update_norm is None and abs(moved) < UNMOVED * abs(first):
+        measured = f"the loss ends within {UNMOVED:.1%} of where it began, {first:.3g}; there are no norms to say why"
+        return Verdict("stalled", measured, CLIMB, f"{_rate(path, peak * 10)}; record grad_norm and update_norm to tell a small rate apart")
     if lane.grad_norm is None or not (m.leap < LEAP and m.gain < LITTLE) or _died(lane, m) or _ends_early(lane, m, path, peak):
         return None
     gradient = float(np.median(lane.grad_norm)) / m.start
