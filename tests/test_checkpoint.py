@@ -111,6 +111,16 @@ def test_a_state_that_is_cut_short_is_dropped_without_a_word_of_orbax(tmp_path, 
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_plan_by_hand_that_the_checkpoint_cannot_follow_is_refused(tmp_path):
+    with pytest.raises(Cut):
+        sweep(checkpoint=tmp_path, save_every=0, on_chunk=cut_at(30))
+    with pytest.raises(ValueError, match=r"was begun with width 1, on which a lane's last bits depend, got width=2"):
+        lo.sweep(LINEAR, TRIALS, train=TASK.train, evaluate=TASK.evaluate, run=RUN, plan=lo.LanePlan(1, 2), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="save_every must be at least 0 seconds, got -1"):
+        sweep(checkpoint=tmp_path, save_every=-1)
+    assert sweep(checkpoint=tmp_path).plan.width == 1
+
+
 def squared_init(step, *, init: lo.Scalar, total: lo.Scalar, floor: lo.Scalar = 0.0):
     return lo.schedules.cosine(step, init=init**2, total=total, floor=floor)
 

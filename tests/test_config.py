@@ -137,7 +137,7 @@ def test_broken_files_are_named(tmp_path):
 
 def test_plans():
     assert parse_plan("devices=2,width=8") == lo.LanePlan(2, 8)
-    for wrong in ("2,8", "devices=2", "devices=2,width=x", "devices=0,width=1", "devices=1,width=1,depth=1"):
+    for wrong in ("2,8", "devices=2", "devices=2,width=x", "devices=0,width=1", "devices=1,width=1,depth=1", "devices=1,width=1,width=2"):
         with pytest.raises(ConfigError, match="--plan"):
             parse_plan(wrong)
 

@@ -90,8 +90,9 @@ def test_a_lineage_goes_back_through_all_copies_and_becomes_a_schedule():
     ("wrong", "words"),
     [
         (lambda: lo.population(every=0), "every must be an integer of at least 1 .*, got 0"),
-        (lambda: lo.population(every=5, fraction=0.6), "fraction must be above 0 and at most 0.5, got 0.6"),
-        (lambda: lo.population(every=5, resample=2), "resample must be at least 0 and at most 1, got 2"),
+        (lambda: lo.population(every=5, fraction=0.6), "fraction must be a number above 0 and at most 0.5, got 0.6"),
+        (lambda: lo.population(every=5, fraction="a"), "fraction must be a number above 0 and at most 0.5, got 'a'"),
+        (lambda: lo.population(every=5, resample=2), "resample must be a number from 0 to 1, got 2"),
         (lambda: lo.sweep(LINEAR, TRIALS, stop=lo.population(every=24), **KW), "every must be below the 24 steps of the run, got 24"),
         (lambda: lo.sweep(LINEAR, TRIALS.recipes, stop=RULE, **KW), "population needs trials of lo.sample or lo.grid"),
         (lambda: lo.search(LINEAR, RECIPE, SPACE, stop=RULE, **KW), "search: a population changes the numbers"),

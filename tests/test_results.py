@@ -353,6 +353,11 @@ def test_why_nothing_ran_to_the_end(swept, tmp_path, monkeypatch):
     assert mixed.failure() == "no recipe ran to the end: 1 of 6 diverged, 5 were stopped early"
     bad = dataclasses.replace(dead, history={**swept.history, "loss": np.full((18, 8), np.nan)})
     assert "not finite before any update: look at the data" in bad.failure()
+    unknown = dataclasses.replace(swept, diverged_at=np.full(18, -1), evaluations={"loss": np.full_like(swept.evaluations["loss"], np.nan)})
+    assert unknown.failure() == "no recipe has a finite held_out_loss, though training went on to the end: look at the held-out data"
+    assert unknown.failure() in shown(unknown)
+    with pytest.raises(ValueError, match="k must be at least 1, got -1"):
+        swept.top(-1)
 
 
 def test_what_to_try_after_divergence():

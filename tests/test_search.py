@@ -383,12 +383,18 @@ def test_a_search_asks_in_rounds_and_tells_the_sampler_what_failed_and_what_was_
     best = swept.best_trial()
     assert swept.state(best).params.shape == (64, 10)
 
+    with pytest.raises(ValueError, match="the storage has a study 'mine' already, with 12 trials of another search: give another name"):
+        search(storage=storage, name="mine", seed=1)
     with pytest.raises(Cut):
         search(checkpoint=tmp_path / "kept", storage=storage, name="again", save_every=0, on_chunk=cut_in_the_second_round)
     again = search(checkpoint=tmp_path / "kept", storage=storage, name="again")
     same(swept.history, again.history)
     np.testing.assert_array_equal(swept.stopped_at, again.stopped_at)
     assert len(optuna.load_study(study_name="again", storage=storage).trials) == 12
+    other = optuna.create_study(study_name="other", storage=storage, direction="maximize")
+    other.add_trials(told)
+    with pytest.raises(ValueError, match="a study 'other' already, with 12 trials of another search"):
+        search(checkpoint=tmp_path / "kept", storage=storage, name="other")  # a checkpoint that has not written to it
 
 
 def cut_in_the_second_round(progress):

@@ -210,6 +210,9 @@ def test_grid_is_every_combination():
     ("wrong", "error", "words"),
     [
         (lambda: lo.log_uniform(0, 1), ValueError, "low must be above 0, got 0"),
+        (lambda: lo.log_uniform("1e-3", 1), ValueError, "both finite numbers, got low '1e-3' and high 1"),
+        (lambda: lo.normal(0, "1"), ValueError, "got mean 0 and std '1'"),
+        (lambda: lo.int_uniform(0, 2**24 + 2), ValueError, "every integer only up to 16777216, got 0 and 16777218"),
         (lambda: lo.uniform(1, 0), ValueError, "low must be at most high"),
         (lambda: lo.uniform(0, float("inf")), ValueError, "finite"),
         (lambda: lo.choice([]), ValueError, "at least one value"),

@@ -224,6 +224,8 @@ class Swept:
             metric = self.default_metric()
             if np.isfinite(self.lane_metrics()[metric]).any():
                 return None
+            if not self.steps:
+                return "no steps were taken: there is nothing to compare the recipes by"
             return f"no recipe has a finite {metric}, though training went on to the end: look at the held-out data"
         if stopped.any():
             return f"no recipe ran to the end: {diverged.sum()} of {len(self.trials)} diverged, {stopped.sum()} were stopped early"
