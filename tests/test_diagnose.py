@@ -135,7 +135,7 @@ def test_labels_fitted_as_amounts():
     verdict = lo.diagnose(history, recipe=recipe, targets=labels).verdicts[0][0]
     assert (verdict.kind, verdict.advice) == ("loss does not fit", 'loss.name = "cross_entropy"')
     assert 'loss.name = "binary_cross_entropy"' in lo.diagnose(history, recipe=recipe, targets=labels % 2).verdicts[0][0].advice
-    for fitting in (labels.astype(np.float32), 7 * labels, labels + 3):
+    for fitting in (labels + 0.5, 7 * labels, labels + 3):
         assert kinds(history, recipe=recipe, targets=fitting) == ["right"]
     assert kinds(history, recipe=recipe._replace(loss=lo.bind(lo.losses.cross_entropy)), targets=labels) == ["right"]
 
@@ -179,3 +179,20 @@ def test_a_history_that_says_nothing_is_not_right_and_what_became_infinite_diver
 def test_columns_of_another_shape_are_named():
     with pytest.raises(ValueError, match=r"diagnose: update_norm has the shape \(3,\) and loss \(200,\)"):
         lo.diagnose({"loss": np.ones(200), "update_norm": np.ones(3)})
+
+
+def test_no_lane_is_told_to_go_both_ways():
+    """A loss that jumps at the edge and still falls; one that falls while the held-out loss rises."""
+    steps, noise = np.arange(STEPS), np.random.default_rng(0).normal(size=STEPS)
+    edge = {"loss": 3 - steps / 100 + 0.01 * noise, "grad_norm": np.full(STEPS, 10.0), "update_norm": np.full(STEPS, 1.0)}
+    assert [verdict.kind for verdict in lo.diagnose(edge).verdicts[0]] == ["unstable"]
+    turned = Given({"loss": (3 - steps / 100)[None]}, {"loss": np.linspace(1, 2, 10)[None]}, np.arange(20, 201, 20), np.array([-1]), None)
+    assert [verdict.kind for verdict in judged(turned).verdicts[0]] == ["over-fits"]
+
+
+@pytest.mark.parametrize("labels", [np.arange(10) % 5, (np.arange(10) % 5).astype(np.float32)[:, None], np.arange(10) % 2 == 0])
+def test_labels_under_a_loss_for_amounts_are_seen_in_any_dtype(labels):
+    recipe = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.adam), lo.bind(lo.schedules.constant, value=0.1))
+    history = {"loss": np.linspace(1, 0, STEPS)}
+    assert lo.diagnose(history, recipe=recipe, targets=labels).verdicts[0][0].kind == "loss does not fit"
+    assert lo.diagnose(history, recipe=recipe, targets=labels + 0.5).verdicts[0][0].kind != "loss does not fit"

@@ -43,8 +43,8 @@ def diagnose(
 
     The loss alone is enough for some verdicts; the others need learning_rate, grad_norm and update_norm. A history that ends in NaN is of
     a run that diverged.
-    recipe: what ran, so that advice names its numbers; a sweep and a folder know theirs. targets: of the training data, to see labels
-    that are fitted as amounts.
+    recipe: what ran, so that its loss is known and advice names its numbers; a sweep and a folder know theirs. targets: of the training
+    data, whole numbers too where they are floats, to see labels that are fitted as amounts; where the loss is known.
     No step records the norm of the parameters, so there is no update-to-parameter ratio; in its place is what the updates promised: to
     the first order a step lowers the loss by at most update_norm * grad_norm.
 
