@@ -13,6 +13,7 @@ from .diagnose import Diagnosis as Diagnosis
 from .diagnose import Verdict as Verdict
 from .diagnose import diagnose as diagnose
 from .evidence import evidence as evidence
+from .loop import Run as Run
 from .lr_finder import LRFinding as LRFinding
 from .lr_finder import find_lr as find_lr
 from .models import Model as Model
@@ -57,7 +58,6 @@ from .sweep import uniform as uniform
 from .sweep import variant as variant
 from .sweep import work as work
 from .train import Fitted as Fitted
-from .train import Run as Run
 from .train import fit as fit
 from .tune import Stage as Stage
 from .tune import Tuned as Tuned

@@ -31,7 +31,7 @@ class Past(NamedTuple):
     """A run as it was saved.
 
     leaves: its state, as the `unload` that saved it gave them. history, evaluations: metric -> [..., so far].
-    diverged_at, stopped_at: as in `train.Point`.
+    diverged_at, stopped_at: as in `loop.Point`.
     """
 
     step: int

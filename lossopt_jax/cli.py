@@ -14,7 +14,7 @@ from .watch import ended_at_once, together
 
 if TYPE_CHECKING:
     from .config import Experiment
-    from .train import Run
+    from .loop import Run
 
 app = typer.Typer(
     help="Losses, optimizers and learning-rate schedules for JAX: train one recipe, or sweep a hundred as lanes of one program.",

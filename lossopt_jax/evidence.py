@@ -11,12 +11,12 @@ import numpy as np
 
 from . import losses, optimizers, schedules
 from .config import experiment
+from .loop import Callbacks, Run
 from .measured import Row
 from .models import Model
 from .recipe import Bound, Recipe, bind, nearest
 from .sweep import LanePlan, Swept, Trials, default_plan
 from .sweep.run import finished, prepared
-from .train import Callbacks, Run
 
 USUAL = {"sgd": 0.1, "momentum": 0.05, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3}  # the rate that people start with
 STEP = math.sqrt(10)  # from one rate to the next

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from . import schedules
+from .loop import Progress, Run
 from .recipe import Bound, Recipe, bind
 from .step import check_recipe
 from .sweep import LanePlan, Swept, sweep
-from .train import Progress, Run
 
 # The rule. Losses are capped at half above the best, so that a cliff weighs no more than a bad neighbour, and smoothed over rates by a
 # Gaussian a quarter of a decade wide; both were chosen on seeds and tasks of their own (tests/benchmarks/lr_finder.py).

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from . import schedules
+from .loop import Callbacks, Run
 from .recipe import Recipe, bind
-from .train import Callbacks, Run, fit
+from .train import fit
 
 FORGETTING = 0.98  # of the running mean
 BLOW_UP = 4.0

@@ -15,12 +15,12 @@ from jax.typing import ArrayLike
 from . import optimizers, schedules
 from ._types import Scalar
 from .hosts import from_first
+from .loop import Callbacks, Run
 from .lr_finder import LRFinding, judged
 from .recipe import Bound, Recipe, bind, numbers, with_numbers
 from .step import check_recipe
 from .sweep import Distribution, LanePlan, Stop, Swept, Trials, halving, log_uniform, plan_lanes, samplers
 from .sweep.run import finished, prepared
-from .train import Callbacks, Run
 
 LOW, HIGH, RATES = 1e-5, 10.0, 16  # what is looked at for each optimizer, in a tenth of the steps
 BELOW, ABOVE = 20.0, 4.0  # the sweep reaches so many times below and above what was found: in more steps the best rate is lower

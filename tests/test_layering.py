@@ -12,6 +12,7 @@ LAYERS = [
     {"reduce", "hosts"},
     {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "kinds", "measured", "watch"},
     {"combine", "plain", "step"},
+    {"loop"},
     {"train"},
     {"sweep"},
     {"report"},

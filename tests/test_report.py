@@ -19,9 +19,9 @@ from rich.console import Console
 
 import lossopt_jax as lo
 from lossopt_jax import checkpoint
+from lossopt_jax.loop import Progress
 from lossopt_jax.report import folder, plots, tables
 from lossopt_jax.report.progress import progress
-from lossopt_jax.train import Progress
 
 NAN = math.nan
 
@@ -379,7 +379,7 @@ def test_runs_without_steps_or_metrics_are_told():
 INTERRUPTED = """
 import os, signal, threading, time, numpy as np
 from lossopt_jax.report.progress import progress
-from lossopt_jax.train import Progress
+from lossopt_jax.loop import Progress
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that was started in the background ignores Ctrl-C
 try:
     with progress(100, 8) as tell:

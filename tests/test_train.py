@@ -6,8 +6,8 @@ from flax import linen as nn
 
 import lossopt_jax as lo
 from lossopt_jax.data import as_batch, batch_indices, pieces
+from lossopt_jax.loop import evaluation_steps
 from lossopt_jax.reduce import mean
-from lossopt_jax.train import evaluation_steps
 
 MODEL = lo.from_linen(nn.Dense(1))
 X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)

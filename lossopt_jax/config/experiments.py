@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import data, losses, optimizers, schedules
+from ..loop import Run
 from ..models import Model
 from ..recipe import Recipe, numbers
 from ..sweep import LanePlan, Population, Trials
 from ..sweep.population import Rule
-from ..train import Run
 from .parts import bound, model_of, plain, required, run_of, tables_of, task_of
 from .space import Search, Structure, check_warmup, stop_of, trials_of
 from .values import ConfigError, check_keys, number

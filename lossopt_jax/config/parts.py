@@ -9,9 +9,9 @@ from typing import Any
 
 from .. import data, losses, models, optimizers, schedules
 from ..domains import DECAY
+from ..loop import Run
 from ..models import Model, from_linen
 from ..recipe import REQUIRED, Bound, Recipe, bind, nearest, parameters
-from ..train import Run
 from .values import ConfigError, check_keys, chosen, number
 
 ROOMS = {"loss": losses, "optimizer": optimizers, "schedule": schedules}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import data
+from ..loop import Run
 from ..recipe import REQUIRED, Recipe, nearest, numbers
 from ..sweep import (
     Trials,
@@ -29,7 +30,6 @@ from ..sweep import (
 )
 from ..sweep.population import Rule
 from ..sweep.spaces import Distribution, Parts, Variant, is_structure, whole
-from ..train import Run
 from .parts import ROOMS, bound, model_of, plain
 from .values import ConfigError, check_keys, chosen, number
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..loop import Run
 from ..models import Model
-from ..train import Run
 from .lanes import LanePlan
 from .result import Swept
 from .run import sweep

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import create_whole
+from ..loop import Run
 from ..models import Model
-from ..train import Run
 from .lanes import LanePlan
 from .run import Callbacks, check_width, prepared
 from .trials import Trials

@@ -17,10 +17,11 @@ from .._types import Batch
 from ..checkpoint import write_whole
 from ..data import as_batch, batch_indices, examples, pieces
 from ..hosts import from_first
+from ..loop import Run, chunk_length
 from ..models import Model
 from ..recipe import Recipe
 from ..step import init_state
-from ..train import EVALUATION_BATCH, Run, chunk_length
+from ..train import EVALUATION_BATCH
 from .lanes import LanePlan, by_structure, default_plan, free_bytes, lanes_at_once
 from .population import Rule
 from .program import Lane, compiled_for, lanes_program

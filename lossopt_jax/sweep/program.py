@@ -18,10 +18,11 @@ from jax.sharding import PartitionSpec as P
 
 from .._types import Batch, PyTree
 from ..hosts import pull, put
+from ..loop import Program, Run, chunk_length
 from ..models import Model
 from ..recipe import Recipe
 from ..step import TrainState, init_state
-from ..train import Carry, Program, Run, chunk_length, compile_together, evaluate, train_chunk, typed, untyped
+from ..train import Carry, compile_together, evaluate, train_chunk, typed, untyped
 from .lanes import LanePlan
 
 Lane = tuple[Recipe, int]

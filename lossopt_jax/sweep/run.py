@@ -15,21 +15,11 @@ from .._types import Batch
 from ..checkpoint import fingerprint, same_run
 from ..data import as_batch, batch_indices, examples, pieces
 from ..hosts import check_alike, from_first, put
+from ..loop import Callbacks, Point, Progress, Run, evaluation_steps, host_loop, kept_start
 from ..models import Model
 from ..recipe import Recipe
 from ..step import check_recipe
-from ..train import (
-    EVALUATION_BATCH,
-    Callbacks,
-    Point,
-    Progress,
-    Run,
-    check_setup,
-    evaluation_steps,
-    host_loop,
-    kept_start,
-    step_text,
-)
+from ..train import EVALUATION_BATCH, check_setup, step_text
 from .lanes import LanePlan, by_structure, checked_plan, default_plan, lanes_at_once
 from .plan import MeasuredPlan, planned
 from .population import Population, Rule, with_schedules

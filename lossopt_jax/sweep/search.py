@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from ..hosts import from_first
+from ..loop import Callbacks, Progress, Run
 from ..models import Model
 from ..recipe import Recipe
-from ..train import Callbacks, Progress, Run
 from .lanes import LanePlan
 from .plan import MeasuredPlan, plan_lanes
 from .population import Population, Rule

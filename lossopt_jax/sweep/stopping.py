@@ -12,7 +12,8 @@ import numpy as np
 
 from ..checkpoint import write_whole
 from ..hosts import from_first, here, pull
-from ..train import Point, Program, Progress, Run, evaluation_steps, host_loop, typed, untyped
+from ..loop import Point, Program, Progress, Run, evaluation_steps, host_loop
+from ..train import typed, untyped
 from .population import Copy, Population, with_values
 from .result import HIGHER_IS_BETTER, metric_for
 from .rungs import Stop

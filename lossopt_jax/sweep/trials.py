@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..domains import domain_of
+from ..loop import Run
 from ..models import Model
 from ..recipe import Recipe, nearest, numbers, with_numbers
-from ..train import Run
 from .samplers import sobol
 from .spaces import Distribution, Parts, Space, check_numbers, choice, is_structure, part_name, read_label, whole
 

@@ -106,9 +106,10 @@ def worker(name: str, seconds: float, journal: str, seed: int, core: int) -> Non
     import optuna
 
     from lossopt_jax.data import as_batch, batch_indices, examples, pieces
+    from lossopt_jax.loop import chunk_length, evaluation_steps
     from lossopt_jax.recipe import with_numbers
     from lossopt_jax.step import init_state
-    from lossopt_jax.train import EVALUATION_BATCH, Carry, chunk_length, compile_together, evaluate, evaluation_steps, train_chunk
+    from lossopt_jax.train import EVALUATION_BATCH, Carry, compile_together, evaluate, train_chunk
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     made = experiment(name)
