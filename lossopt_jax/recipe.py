@@ -29,7 +29,7 @@ class Bound:
     options: name -> any other value; hashable, part of the treedef.
     """
 
-    __slots__ = ("fn", "hparams", "options")
+    __slots__ = ("__weakref__", "fn", "hparams", "options")  # jit holds what it compiles by a weak reference
 
     fn: Callable[..., Any]
     hparams: dict[str, Any]
@@ -81,9 +81,14 @@ class Bound:
             return False
         mine: Any = jax.tree.structure(self)
         leaves = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=False)
-        return mine == jax.tree.structure(other) and all(np.array_equal(a, b) for a, b in leaves)
+        return mine == jax.tree.structure(other) and all(_same(a, b) for a, b in leaves)
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(_flatten(self)[1])
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (not isinstance(a, jax.core.Tracer) and not isinstance(b, jax.core.Tracer) and np.array_equal(a, b))
 
 
 def _flatten(bound: Bound) -> tuple[list[tuple[Any, Any]], Any]:

@@ -128,3 +128,20 @@ def test_data_cannot_be_bound():
 def test_a_schedule_with_a_scheduled_number_has_the_step_at_hand():
     schedule = lo.bind(lo.schedules.constant, value=lo.bind(lo.schedules.linear, init=0.2, total=4))
     assert float(schedule(1)) == pytest.approx(0.15)
+
+
+def test_a_bound_function_is_a_function_to_jax_too():
+    """jit and checkpoint hold functions by weak references and by their hash; what is bound may be traced."""
+    outputs, targets = jnp.array([3.0, 0.5]), jnp.zeros(2)
+    np.testing.assert_allclose([jax.jit(lo.bind(lo.schedules.constant, value=v))(0) for v in (0.1, 0.2)], [0.1, 0.2], rtol=1e-6)
+    two = lo.bind(lo.losses.huber, delta=1.0), lo.bind(lo.losses.huber, delta=1.0)
+    assert two[0] == two[1]
+    assert hash(two[0]) == hash(two[1])
+    assert two[0] != two[0].replace(delta=2.0)
+
+    def total(delta):
+        return jax.checkpoint(lo.bind(lo.losses.huber).replace(delta=delta))(outputs, targets).sum()
+
+    # delta (3 - delta / 2) + 0.125, whose slope is 3 - delta.
+    assert jax.jit(jax.grad(total))(1.0) == 2.0
+    np.testing.assert_allclose(jax.vmap(total)(jnp.array([1.0, 2.0])), [2.625, 4.125])
