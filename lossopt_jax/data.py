@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._types import Batch, PyTree
+from ._types import Batch, PyTree, check_fits
 
 
 class Task(NamedTuple):
@@ -131,9 +131,14 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     """The input columns of a CSV file, [n, columns], and the target's values, [n]: floats where all are numbers, else text."""
     import csv as reader
 
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = reader.reader(file)
-        (_, header), *rows = [(lines.line_num, row) for row in lines if row] or [(1, [])]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = reader.reader(file)
+            (_, header), *rows = [(lines.line_num, row) for row in lines if row] or [(1, [])]
+    except OSError as error:
+        raise type(error)(f"csv: cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, reader.Error) as error:
+        raise ValueError(f"csv: {path} is no table of text in UTF-8 ({error}): save it as that") from None
     if len({*header}) < len(header):
         raise ValueError(f"csv: {path} names a column twice: {', '.join(header)}")
     if target not in header:
@@ -202,11 +207,12 @@ def _standardised_targets(task: Task) -> Task:
 def as_batch(data: Any, name: str) -> Batch:
     """(inputs, targets) or (inputs, targets, weights) as a Batch of arrays with the same, non-zero number of examples."""
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
-        raise TypeError(f"{name} must be (inputs, targets) or (inputs, targets, weights), got {type(data).__name__}")
+        raise TypeError(f"{name} must be (inputs, targets) or (inputs, targets, weights), got {_described(data)}")
     batch = Batch(*jax.tree.map(np.asarray, tuple(data)))
     for leaf in jax.tree.leaves(batch):
         if leaf.dtype.kind in "USOMm":
             raise TypeError(f"{name}: arrays must be numbers, got one of {leaf.dtype}")
+        check_fits(leaf, what=name)
     lengths = {len(leaf) if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
     if len(lengths) != 1 or lengths <= {0, None}:
         shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
@@ -214,6 +220,10 @@ def as_batch(data: Any, name: str) -> Batch:
             f"{name}: every array needs the same number (at least 1) of examples on its first axis, got shapes {tuple(shapes)}"
         )
     return batch
+
+
+def _described(data: Any) -> str:
+    return f"{type(data).__name__} of {len(data)}" if isinstance(data, tuple | list) else type(data).__name__
 
 
 def examples(batch: Batch) -> int:

@@ -284,3 +284,17 @@ def test_gradients_in_float64(name):
         ahead, behind = (values(jax.tree.map(lambda x, d, s=s: x + s * h * d, wide, direction)) for s in (1, -1))
         assert values(wide).dtype == jnp.float64
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-6)
+
+
+def test_whole_numbers_that_jax_would_cut_are_no_other_class():
+    """2**32 + 1 is 1 in 32 bits, and the label that NumPy makes of a NaN is 0."""
+    with pytest.raises(ValueError, match="cross_entropy: -9223372036854775808 does not fit into the 32 bits"):
+        losses.cross_entropy(LOGITS[:2], np.array([-(2**63), 1]))
+    for name, (outputs, targets, numbers_of) in EXAMPLES.items():
+        if not isinstance(targets, np.ndarray) or targets.dtype.kind != "i":
+            continue
+        beyond = targets.astype(np.int64)
+        beyond.flat[0] += 2**32
+        with pytest.raises(ValueError, match="does not fit into the 32 bits"):
+            bind(getattr(losses, name), **numbers_of)(outputs, beyond)
+    np.testing.assert_allclose(losses.mse(np.zeros(1), np.array([2**33])), [2.0**66], rtol=1e-6)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._types import Vector, to_float32
+from .._types import Vector, as_array, to_float32
 from ._stable import hot, label_nll, lead, nll_of_all, times
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,7 +72,7 @@ def raw_class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int
     A label that is neither a class nor `ignore_index` raises ValueError where its value is known, and is NaN where it is traced.
     classes: how many there are, where it is not the length of the logits' last axis.
     """
-    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+    logits, targets = jnp.asarray(logits), as_array(targets, what=loss)
     if logits.ndim == 0:
         raise ValueError(f"{loss}: outputs must have a last axis of classes, got a scalar")
     if not is_labels(targets):
@@ -82,6 +82,8 @@ def raw_class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int
     if targets.shape != logits.shape[:-1]:
         raise ValueError(_contract(loss, logits, targets, distribution=classes is None))
     classes = logits.shape[-1] if classes is None else classes
+    if not classes:
+        raise ValueError(f"{loss}: outputs {logits.shape} have no classes on their last axis")
     _check_concrete(targets, classes, ignore_index, loss)
     labels = _signed(targets)
     ignored = labels == ignore_index
@@ -168,7 +170,7 @@ def label_weights(class_weights: jax.Array, labels: jax.Array) -> jax.Array:
 
 def binary_targets(targets: Any, *, loss: str, low: int = 0) -> jax.Array:
     """Targets from `low` to 1 as floats; an integer other than these two raises where known and is NaN where traced."""
-    targets = jnp.asarray(targets)
+    targets = as_array(targets, what=loss)
     if targets.dtype == jnp.bool_:
         return jnp.where(targets, 1.0, float(low))
     if not jnp.issubdtype(targets.dtype, jnp.integer):

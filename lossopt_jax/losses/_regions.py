@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._types import Scalar, check_same_shape, to_float32
+from .._types import Scalar, as_array, check_same_shape, to_float32
 from ._labels import binary_targets, class_targets, is_labels
 from ._stable import hot, sigmoid_pair, softmax_pair
 
@@ -219,7 +219,7 @@ def binary_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int,
 
 
 def _binary(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array]:
-    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    outputs, targets = jnp.asarray(outputs), as_array(targets, what=loss)
     check_same_shape(outputs, targets, loss=loss)
     if outputs.ndim < 2:
         raise ValueError(f"{loss}: outputs must be [b, *spatial] with at least one spatial axis, got {outputs.shape}")
@@ -228,7 +228,7 @@ def _binary(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.A
 
 def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
     """Regions of p = sigmoid(outputs), one for each of the last axis."""
-    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    outputs, targets = jnp.asarray(outputs), as_array(targets, what=loss)
     check_same_shape(outputs, targets, loss=loss)
     if outputs.ndim < 3:
         raise ValueError(f"{loss}: outputs must be [b, *spatial, c] with at least one spatial axis, got {outputs.shape}")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._types import Scalar, check_same_shape, to_float32
+from .._types import Scalar, as_array, check_same_shape, to_float32
 from ._labels import check_among, class_targets, is_labels, weigh_classes, weighed_by
 from ._stable import hot, label_nll, softplus_pair
 from ._vectors import all_cosines, inverse_norms, norm, vectors
@@ -199,7 +199,7 @@ def _cosines(outputs: jax.Array, targets: jax.Array, ignore_index: int, *, loss:
 
 def _labelled_pairs(targets: jax.Array, x: jax.Array, y: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which pairs belong together, and the embeddings, NaN where the target is none of 1, 0 and -1 (ValueError for a known integer)."""
-    targets = jnp.asarray(targets)
+    targets = as_array(targets, what=loss)
     if targets.shape != x.shape[:-1]:
         raise ValueError(f"{loss}: for outputs {x.shape} targets must have shape {x.shape[:-1]}, got {targets.shape}")
     if targets.dtype == jnp.bool_:

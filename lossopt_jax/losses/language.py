@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._types import Scalar, check_same_shape, to_float32
+from .._types import Scalar, as_array, check_same_shape, to_float32
 from ._alignments import log_alignments
 from ._divergences import relative_entropy
 from ._labels import class_targets, label_targets, weigh_classes, weighed_by
@@ -147,8 +147,8 @@ def _transcripts(logits: Any, targets: Any, *, blank: int, ignore_index: int) ->
     """Logits [b, t, k], labels [b, n] with -1 behind the last, frames [b], and NaN for an example that is none, else 1, [b]."""
     z = to_float32(logits)
     labels, frames = targets if isinstance(targets, tuple | list) else (targets, None)
-    labels = jnp.asarray(labels)
-    frames = jnp.full(z.shape[:-2], z.shape[-2] if z.ndim > 1 else 0) if frames is None else jnp.asarray(frames)
+    labels = as_array(labels, what="ctc")
+    frames = jnp.full(z.shape[:-2], z.shape[-2] if z.ndim > 1 else 0) if frames is None else as_array(frames, what="ctc")
     integers = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (labels, frames))
     if z.ndim < 2 or labels.shape[:-1] != z.shape[:-2] or labels.ndim != z.ndim - 1 or frames.shape != z.shape[:-2] or not integers:
         raise ValueError(

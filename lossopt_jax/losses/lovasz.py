@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._types import Scalar, check_same_shape, to_float32
+from .._types import Scalar, as_array, check_same_shape, to_float32
 from ._labels import binary_targets, class_targets, is_labels, weighed_by
 from ._regions import weigh_images
 from ._stable import hot, softmax_pair
@@ -61,7 +61,7 @@ def lovasz_hinge(outputs: jax.Array, targets: jax.Array, *, ignore_index: int = 
     >>> lovasz_hinge(jnp.array([[2.0, -0.5, -3.0]]), jnp.array([[1, 1, 0]]))
     Array([0.75], dtype=float32)
     """
-    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    outputs, targets = jnp.asarray(outputs), as_array(targets, what="lovasz_hinge")
     check_same_shape(outputs, targets, loss="lovasz_hinge")
     x, counts = to_float32(outputs), jnp.ones(outputs.shape, jnp.float32)
     if is_labels(targets) and targets.dtype != jnp.bool_:

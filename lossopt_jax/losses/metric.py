@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._types import Scalar, to_float32
+from .._types import Scalar, as_array, to_float32
 from ._labels import read_by, weighed_by
 from ._stable import nll_of_all
 from ._vectors import all_cosines, all_distances, norm, vectors
@@ -157,7 +157,7 @@ def _pairs(labels: jax.Array, ignore_index: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _embeddings(outputs: jax.Array, targets: jax.Array, ignore_index: int, *, loss: str) -> tuple[jax.Array, jax.Array]:
-    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
+    outputs, targets = jnp.asarray(outputs), as_array(targets, what=loss)
     if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(
             f"{loss}: outputs must be [b, d] and targets integer labels [b], got outputs {outputs.shape} and targets "
