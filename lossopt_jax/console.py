@@ -94,10 +94,16 @@ def interruptible() -> Iterator[Callable[[Any], None]]:
         if interrupted:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    def unraisable(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            shown(dropped)
+
+    before, shown = signal.signal(signal.SIGINT, on_signal), sys.unraisablehook
+    sys.unraisablehook = unraisable  # which would print a traceback of what is told a moment later
     try:
         yield stop_if_interrupted
     finally:
+        sys.unraisablehook = shown
         signal.signal(signal.SIGINT, before)
 
 
@@ -141,7 +147,7 @@ def one_line_errors(stopped: str = GO_ON) -> Iterator[list[Path]]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough: `lossopt list | head`
         return
     except OSError as error:
-        code, message = (2 if isinstance(error, FileExistsError) else 1), str(error)
+        code, message = (2 if isinstance(error, FileExistsError | FileNotFoundError | IsADirectoryError) else 1), str(error)
     except KeyboardInterrupt:
         code, message = 130, stopped
     else:

@@ -14,18 +14,14 @@ LARGEST_COUNT = 1000  # nor counts beyond this, or where none is 0 or 1
 
 def kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any]]:
     """The kind, what was seen, and the numbers of the loss that the data gives."""
-    if not len(y) or len(x) != len(y):
-        raise ValueError(f"recommend: inputs and targets need the same number (at least 1) of examples, got {len(x)} and {len(y)}")
-    for name, values in (("inputs", x), ("targets", y)):
-        if values.dtype.kind not in "iufb":
-            raise ValueError(f"recommend: {name} must be numbers, got {values.dtype}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"recommend: {name} has {int((~np.isfinite(values)).sum())} values that are not finite")
+    _check(x, y)
     whole = bool((y == np.round(y)).all())
     values, counts = np.unique(y, return_counts=True)
     if len(values) == 1:
         raise ValueError(f"recommend: all targets are {values[0]}: there is nothing to learn")
     if y.ndim >= 3 and whole:
+        if x.shape[: y.ndim] != y.shape:
+            raise ValueError(f"recommend: masks of shape {y.shape} need images of that size, got inputs {x.shape}")
         foreground = [f"{len(values)} classes, {np.mean(y != 0):.1%} of the pixels not 0"]
         return ("segmentation" if set(values) <= {0, 1} else "segmentation_classes"), foreground, {}
     if y.ndim == 2 and y.shape[1] == 1:
@@ -37,10 +33,12 @@ def kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any
             return "multilabel", [f"{y.shape[1]} labels, {y.sum(1).mean():.2g} of them true in a row"], {}
         if x.shape == y.shape and x.dtype.kind in "iu":
             return "tokens", [f"{len(values)} tokens, {y.shape[1]} in a row"], {}
+        if x.ndim == 2 and x.dtype.kind in "iu" and abs(x.shape[1] - y.shape[1]) == 1:
+            raise ValueError(f"recommend: tokens need targets of the inputs' shape {x.shape}, each the one that follows, got {y.shape}")
     if y.ndim == 1 and whole and len(values) == 2:
         share = counts.min() / len(y)
-        seen = [f"{counts.min()} of {len(y)} are {values[counts.argmin()]:g} ({share:.1%})"]
-        return ("binary_rare", seen, {"pos_weight": round(float(counts.max() / counts.min()), 3)}) if share < RARE else ("binary", seen, {})
+        kind = "binary_rare" if share < RARE else "binary"
+        return kind, [f"{counts.min()} of {len(y)} are {values[counts.argmin()]:g} ({share:.1%})"], loss_numbers(kind, y)
     if y.ndim == 1 and whole and len(values) <= MANY and not looks_counted(y):
         ratio = counts.max() / counts.min()
         if (share := _along_order(x.reshape(len(x), -1), np.searchsorted(values, y))) > ORDERED:
@@ -50,13 +48,58 @@ def kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any
         seen = [f"{len(values)} classes, the largest {ratio:.3g} times the smallest; {others}"]
         if set(values) != set(range(len(values))):
             seen.append(f"the labels are {values[0]:g} ... {values[-1]:g}: the loss wants 0 ... {len(values) - 1}")
-        priors = {"priors": [round(float(share), 6) for share in counts / len(y)]}
-        return ("multiclass_long_tail", seen, priors) if ratio >= LONG_TAIL else ("multiclass", seen, {})
+        kind = "multiclass_long_tail" if ratio >= LONG_TAIL else "multiclass"
+        return kind, seen, loss_numbers(kind, y)
     if y.ndim == 1 and whole and 0 <= values[0] <= 1 and values[-1] <= LARGEST_COUNT:
         return "counts", [f"whole numbers from {values[0]:g} to {values[-1]:g}, mean {y.mean():.3g}, variance {y.var():.3g}"], {}
     far = _far(x.reshape(len(x), -1), y.reshape(len(y), -1))
     seen = [f"{far:.2%} of the residuals of a linear fit lie beyond {FAR:g} robust deviations (Gauss has 0.006 %)"]
     return ("regression_outliers" if far > HEAVY else "regression"), seen, {}
+
+
+def _check(x: np.ndarray, y: np.ndarray) -> None:
+    if not x.ndim or not y.ndim:
+        raise ValueError(f"recommend: inputs and targets need an axis of examples, got shapes {x.shape} and {y.shape}")
+    if not len(y) or len(x) != len(y):
+        raise ValueError(f"recommend: inputs and targets need the same number (at least 1) of examples, got {len(x)} and {len(y)}")
+    for name, values in (("inputs", x), ("targets", y)):
+        if values.dtype.kind not in "iufb":
+            raise ValueError(f"recommend: {name} must be numbers, got {values.dtype}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"recommend: {name} has {int((~np.isfinite(values)).sum())} values that are not finite")
+
+
+def loss_numbers(kind: str, y: np.ndarray) -> dict[str, Any]:
+    """The numbers of the kind's loss that come from the targets."""
+    counts = np.unique(y.argmax(1) if y.ndim == 2 else y, return_counts=True)[1]
+    if kind == "binary_rare":
+        return {"pos_weight": round(float(counts.max() / counts.min()), 3)}
+    if kind == "multiclass_long_tail":
+        return {"priors": [round(float(share), 6) for share in counts / len(y)]}
+    return {}
+
+
+def check_kind(kind: str, x: np.ndarray, y: np.ndarray) -> None:
+    """Raise ValueError where data cannot be of the kind it is said to be of, naming what it looks like."""
+    _check(x, y)
+    values, whole = np.unique(y), bool((y == np.round(y)).all())
+    labels, flags = whole and y.ndim == 1, whole and set(values) <= {0, 1}
+    classes = "whole numbers [n] of three values or more, several examples of most"
+    several = labels and 2 < len(values) <= max(MANY, len(y) / 5)
+    images = "whole numbers [n, h, w]" + (", 0 and 1" if kind == "segmentation" else "")
+    fits, needs = {
+        "regression": (y.ndim <= 2, "numbers [n]"),
+        "counts": (labels and values[0] >= 0, "whole numbers [n] from 0 on"),
+        "binary": (labels and len(values) == 2, "whole numbers [n] of two values"),
+        "multiclass": (several or (flags and y.ndim == 2 and bool((y.sum(1) == 1).all())), classes),
+        "ordinal": (several, classes),
+        "multilabel": (flags and y.ndim == 2, "0 and 1 [n, labels]"),
+        "segmentation": (y.ndim >= 3 and x.shape[: y.ndim] == y.shape and (whole if kind == "segmentation_classes" else flags), images),
+        "tokens": (whole and y.ndim == 2 and x.shape == y.shape and x.dtype.kind in "iu", "whole numbers [n, t], as the inputs"),
+    }[kind.partition("_")[0]]
+    if not fits:
+        seen = f"{list(y.shape)} with {len(values)} different values from {values[0]:g} to {values[-1]:g}"
+        raise ValueError(f"recommend: {kind} needs targets that are {needs}, got {seen}: they look like {kind_of(x, y)[0]}")
 
 
 def looks_counted(y: np.ndarray) -> bool:

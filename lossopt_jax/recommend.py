@@ -8,7 +8,7 @@ import numpy as np
 
 from . import losses, measured, optimizers, schedules
 from .data import columns
-from .kinds import MANY, kind_of, looks_counted
+from .kinds import MANY, check_kind, kind_of, looks_counted, loss_numbers
 from .recipe import Recipe, bind, nearest
 
 
@@ -303,11 +303,12 @@ class Recommendation:
 def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = None, family: str | None = None) -> Recommendation:
     """A loss, an optimizer, a schedule, their starting numbers and what to sweep, each with its reason, source and the runs behind it.
 
-    kind: one of `KINDS`; without it the kind is read from inputs [n, ...] and targets. Whole numbers of two values are binary (rare
-    where one has under a fifth); of up to 20 classes, long-tailed where the largest is ten times the smallest, ordinal where four or more
-    lie in the order of their numbers along one direction of the inputs; of more, from 0 or 1 to 1000 at most, counts, as are fewer from
-    0 on with one peak and a long tail. Other numbers are regression, with outliers where more than 0.5 % of the residuals of a linear
-    fit lie beyond four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens.
+    kind: one of `KINDS`, ValueError where the data cannot be of it; without it the kind is read from inputs [n, ...] and targets. Whole
+    numbers of two values are binary (rare where one has under a fifth); of up to 20 classes, long-tailed where the largest is ten times
+    the smallest, ordinal where four or more lie in the order of their numbers along one direction of the inputs; of more, from 0 or 1 to
+    1000 at most, counts, as are fewer from 0 on with one peak and a long tail. Other numbers are regression, with outliers where more
+    than 0.5 % of the residuals of a linear fit lie beyond four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w]
+    segmentation, int inputs and targets [n, t] tokens.
     family: "mlp", "cnn", "rnn", "transformer" or "unet"; by default what the kind and the inputs' axes suggest.
 
     >>> import lossopt_jax as lo
@@ -317,14 +318,27 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     """
     facts: list[str] = []
     numbers: dict[str, Any] = {}
-    if kind is None:
-        if inputs is None or targets is None:
-            raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
-        kind, facts, numbers = kind_of(np.asarray(inputs), np.asarray(targets))
-    if kind not in KINDS:
+    if kind is not None and not isinstance(kind, str):
+        raise TypeError(f"recommend: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind is not None and kind not in KINDS:
         raise ValueError(f"recommend: no kind {kind!r}; {nearest(kind, KINDS)}")
+    if kind is None and (inputs is None or targets is None):
+        raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
+    if inputs is not None and targets is not None:
+        x, y = np.asarray(inputs), np.asarray(targets)
+        if kind is None:
+            kind, facts, numbers = kind_of(x, y)
+        else:
+            check_kind(kind, x, y)
+            numbers = loss_numbers(kind, y)
+    assert kind is not None
     if family is None:
-        family = "cnn" if KINDS[kind].family == "mlp" and inputs is not None and np.ndim(inputs) == 4 else KINDS[kind].family
+        family, shape = KINDS[kind].family, np.shape(inputs)
+        if family == "mlp" and len(shape) == 4:
+            family = "cnn"
+        if family == "mlp" and len(shape) == 3 and shape[1] != shape[2]:  # squares are rather images without an axis of channels
+            family = "rnn"
+            facts = [*facts, f"inputs are taken for sequences of {shape[1]} steps of {shape[2]} numbers; if they are not, give the family"]
     if family not in FAMILIES:
         raise ValueError(f"recommend: no family {family!r}; {nearest(family, FAMILIES)}")
     loss = KINDS[kind].loss
@@ -340,8 +354,12 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
         raise ValueError(f"recommend: all values of {target!r} are {y[0]}: there is nothing to learn")
     if y.dtype.kind == "U" and len(values) > max(MANY, len(y) / 5):
         raise ValueError(f"recommend: {target!r} has {len(values)} different texts in {len(y)} lines, too many to be classes")
+    if y.dtype.kind == "U" and kind in ("regression", "regression_outliers", "counts"):
+        raise ValueError(f"recommend: {kind} needs numbers, and {target!r} has texts such as {str(y[0])!r}: they look like classes")
     if y.dtype.kind == "U" and len(values) > MANY and kind is None:
         kind = "multiclass"
+    if kind not in (None, "regression", "regression_outliers", "counts"):
+        codes = np.unique(codes, return_inverse=True)[1] if whole else codes
     if whole and len(values) <= MANY and kind is None and not looks_counted(codes):  # classes may be any whole numbers
         codes = np.searchsorted(values, codes)
     found = recommend(kind, inputs=x, targets=codes.astype(np.int32) if whole else codes, family=family)

@@ -7,7 +7,7 @@ import pytest
 
 import lossopt_jax as lo
 from lossopt_jax.config import experiment, load
-from lossopt_jax.recommend import FAMILIES, KINDS
+from lossopt_jax.recommend import FAMILIES, KINDS, recommend_csv
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(400, 3)).astype(np.float32)
@@ -169,7 +169,7 @@ def test_the_command_prints_a_config_and_says_what_is_wrong(lossopt):
     code, out, _ = lossopt("recommend", "segmentation")
     assert code == 0
     assert tomllib.loads(out[out.index("\nname = ") :])["model"]["name"] == "unet"
-    assert lossopt("recommend", "--data", "none.csv", "--target", "x")[0] == 1
+    assert lossopt("recommend", "--data", "none.csv", "--target", "x")[0] == 2
     assert "go together" in lossopt("recommend", "--data", "none.csv")[2]
     assert "give a kind of task (regression, " in lossopt("recommend")[2]
 
@@ -181,3 +181,70 @@ def test_configs_train_as_they_are_printed(kind):
     fitted = lo.fit(made.model, made.recipe, train=made.task.train, evaluate=made.task.evaluate, run=made.run)
     assert fitted.diverged_at is None
     assert fitted.history["loss"][-10:].mean() < fitted.history["loss"][:10].mean()
+
+
+MEASURED = np.random.default_rng(0).normal(size=60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "words"),
+    [
+        (
+            "binary",
+            np.arange(60) % 3,
+            r"binary needs targets that are whole numbers \[n\] of two values, got \[60\] with 3 .* like multiclass",
+        ),
+        ("multiclass", np.arange(60) % 2, "three values or more, .* look like binary"),
+        ("multiclass", MEASURED, "multiclass needs .* 60 different values .* look like regression"),
+        ("counts", -(np.arange(60) % 5), "counts needs targets that are whole numbers .* from 0 on, got .* from -4 to 0"),
+        ("counts", MEASURED, "look like regression"),
+        ("multilabel", np.arange(60) % 2, "0 and 1 .n, labels., got .60. with 2 different values"),
+        ("segmentation", MEASURED, "n, h, w., 0 and 1, got .60."),
+        ("tokens", np.arange(60) % 7, "as the inputs, got .60. with 7"),
+        ("ordinal", MEASURED, "ordinal needs"),
+    ],
+)
+def test_a_kind_that_the_data_cannot_be_of_is_refused(kind, targets, words):
+    inputs = np.random.default_rng(1).normal(size=(60, 3))
+    with pytest.raises(ValueError, match=words):
+        lo.recommend(kind, inputs=inputs, targets=targets)
+
+
+def test_the_numbers_of_a_loss_come_from_the_data_where_its_kind_is_given():
+    inputs, targets = np.random.default_rng(1).normal(size=(60, 3)), np.repeat([0, 1, 2, 3], [30, 15, 9, 6])
+    assert lo.recommend("multiclass_long_tail", inputs=inputs, targets=targets).loss.numbers == {"priors": [0.5, 0.25, 0.15, 0.1]}
+    assert lo.recommend("binary_rare", inputs=inputs, targets=targets > 2).loss.numbers == {"pos_weight": 9.0}
+    assert lo.recommend("regression", inputs=inputs, targets=targets[:, None]).kind == "regression"
+
+
+def test_files_that_are_no_tables_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"csv: cannot read .*nowhere.csv: No such file"):
+        recommend_csv(str(tmp_path / "nowhere.csv"), "y")
+    (tmp_path / "latin.csv").write_bytes("größe,y\n1,2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.csv is no table of text in UTF-8 .*: save it as that"):
+        recommend_csv(str(tmp_path / "latin.csv"), "y")
+    (tmp_path / "texts.csv").write_text("x,y\n" + "1,cat\n2,dog\n" * 5)
+    with pytest.raises(ValueError, match="regression needs numbers, and 'y' has texts such as 'cat'"):
+        recommend_csv(str(tmp_path / "texts.csv"), "y", "regression")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "words"),
+    [
+        (np.ones((5, 16, 16, 3)), np.arange(320).reshape(5, 8, 8) % 2, r"masks of shape \(5, 8, 8\) need images of that size"),
+        (np.arange(60).reshape(5, 12) % 7, np.arange(55).reshape(5, 11) % 7, r"tokens need targets of the inputs' shape \(5, 12\)"),
+        (np.ones((5, 2)), 3.0, r"need an axis of examples, got shapes \(5, 2\) and \(\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(inputs, targets, words):
+    with pytest.raises(ValueError, match=words):
+        lo.recommend(inputs=inputs, targets=targets)
+    with pytest.raises(TypeError, match=r"kind must be one of regression, .*, got 3"):
+        lo.recommend(3)
+
+
+@pytest.mark.parametrize(("shape", "family"), [((60, 8), "mlp"), ((60, 8, 4), "rnn"), ((60, 8, 8), "mlp"), ((60, 8, 8, 1), "cnn")])
+def test_the_family_follows_the_axes(shape, family):
+    found = lo.recommend(inputs=np.random.default_rng(0).normal(size=shape), targets=np.arange(60) % 3)
+    assert found.family == family
+    assert any("sequences of 8 steps of 4 numbers" in fact for fact in found.facts) == (family == "rnn")
