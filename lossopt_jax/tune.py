@@ -237,15 +237,17 @@ def _shares(budget: float, spent: float, stop: Stop | None, steps: int, seeds: i
     finalists = min(max(int(SHARE * budget / (seeds * steps)) - 1, 1), FINALISTS)
     while finalists > 1 and budget - spent - (finalists + 1) * seeds * steps < _cost(FEWEST, stop, steps):
         finalists -= 1
-    left = budget - spent - (finalists + 1) * seeds * steps
+    last, fewest = (finalists + 1) * seeds * steps, _cost(FEWEST, stop, steps)
+    left = budget - spent - last
+    if left < fewest:
+        parts = f"{spent:,} for the rates, {fewest:,} for a sweep of {FEWEST} trials, {last:,} for the last stage"
+        raise ValueError(f"tune: lane_steps must be at least {spent + fewest + last:,}, got {budget:,.0f}: {parts}")
     count = _count(left, stop, steps)
     each = min(max(count // MANY, 1), seeds)
     return finalists, count if each == 1 else _count(left / each, stop, steps), each
 
 
 def _count(budget: float, stop: Stop | None, steps: int) -> int:
-    if (least := _cost(FEWEST, stop, steps)) > budget:
-        raise ValueError(f"tune: the budget leaves {max(0, budget):.0f} lane-steps for the sweep, of which {FEWEST} trials need {least}")
     count = FEWEST
     while _cost(2 * count, stop, steps) <= budget:
         count *= 2

@@ -67,9 +67,22 @@ def show_tuned(tuned: Any, console: Console | None = None) -> None:
     for row in tuned.table():
         shown = [f"{tables.plain_name(name)} {_with_sem(row, name)}" for name in _metrics(row)]
         console.print(f"{row['which']:9} {'  '.join(shown)}  ({seeds} new seed{'s' * (seeds > 1)})", highlight=False, soft_wrap=True)
-    said = "the tuned recipe is the better one" if tuned.improved else "the recipe as given was not beaten: it is in best.toml"
+    said = _ahead(tuned) if tuned.improved else "the recipe as given was not beaten: it is in best.toml"
     spent = ", ".join(f"{name} {count:,}" for name, count in tuned.lane_steps.items())
     console.print(f"{said}; lane-steps: {spent}", style="bold", highlight=False, soft_wrap=True)
+
+
+def _ahead(tuned: Any) -> str:
+    """Whether the tuned recipe is better by more than the seeds scatter."""
+    metric, rows = tuned.final.default_metric(), {row["which"]: row for row in tuned.table()}
+    ours, given = rows["tuned"], rows["as given"]
+    error = math.hypot(ours.get(f"{metric}_sem", math.nan), given.get(f"{metric}_sem", math.nan))
+    apart = abs(ours[metric] - given[metric]) / error if error > 0 else math.nan
+    if not math.isfinite(given[metric]) or apart >= 2:
+        return "the tuned recipe is the better one"
+    seeds = "one seed" if tuned.final.seeds == 1 else f"{tuned.final.seeds} seeds"
+    by = f", by {apart:.1f} standard errors" if math.isfinite(apart) else ""
+    return f"the tuned recipe is ahead{by}: too little for {seeds} to tell"
 
 
 def _with_sem(row: dict[str, Any], name: str) -> str:
