@@ -9,6 +9,7 @@ import pytest
 
 import lossopt_jax as lo
 from lossopt_jax.sweep import run as sweep_run
+from lossopt_jax.sweep.plan import MeasuredPlan
 
 TASK = lo.data.digits()
 LINEAR = lo.Model(lambda key, x: (jax.random.normal(key, (64, 10)) * 0.01, {}), lambda params, state, x, *, key, train: (x @ params, state))
@@ -355,7 +356,7 @@ WIDE = {"schedule.init": lo.log_uniform(1e-3, 1e6), "optimizer.b1": lo.choice([0
 
 
 def search(**kw):
-    return lo.search(LINEAR, RECIPE, WIDE, count=12, rounds=3, stop=lo.halving(reduction=2, rungs=2), **KW | kw)
+    return lo.search(LINEAR, RECIPE, WIDE, count=12, rounds=3, **{"stop": lo.halving(reduction=2, rungs=2), **KW, **kw})
 
 
 def test_a_search_asks_in_rounds_and_tells_the_sampler_what_failed_and_what_was_stopped(tmp_path):
@@ -395,6 +396,19 @@ def test_a_search_asks_in_rounds_and_tells_the_sampler_what_failed_and_what_was_
     other.add_trials(told)
     with pytest.raises(ValueError, match="a study 'other' already, with 12 trials of another search"):
         search(checkpoint=tmp_path / "kept", storage=storage, name="other")  # a checkpoint that has not written to it
+
+
+def test_a_search_that_goes_on_keeps_the_width_it_began_with(tmp_path):
+    """On another number of devices, or where another width was measured today, for the rounds that had not begun too."""
+    pytest.importorskip("optuna")
+    how = {"plan": MeasuredPlan(lo.LanePlan(2, 1), "", 0.0), "stop": None}
+    whole = search(**how)
+    with pytest.raises(Cut):
+        search(**how, checkpoint=tmp_path, save_every=0, on_chunk=cut_in_the_second_round)
+    again = search(**how | {"plan": MeasuredPlan(lo.LanePlan(1, 4), "", 0.0)}, checkpoint=tmp_path)
+    assert again.plan == lo.LanePlan(1, 1)
+    same(whole.history, again.history)
+    same(whole.evaluations, again.evaluations)
 
 
 def cut_in_the_second_round(progress):

@@ -166,9 +166,9 @@ class Swept:
             row["stopped_at"] = int(ended[trial]) if row["status"] == "stopped" else None
             row["diverged"] = int(failed[trial].sum())
             for name, values in metrics.items():
-                row[name] = float(values[trial].mean())
+                row[name] = float(values[trial].astype(np.float64).mean())
                 if self.seeds > 1:
-                    row[f"{name}_sem"] = float(values[trial].std(ddof=1) / math.sqrt(self.seeds))
+                    row[f"{name}_sem"] = float(values[trial].astype(np.float64).std(ddof=1) / math.sqrt(self.seeds))
             rows.append(row)
         metric = self.default_metric()
         place = {"ok": 0, "stopped": 1, "diverged": 2}

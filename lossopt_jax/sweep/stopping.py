@@ -117,6 +117,13 @@ def _run_population(
         recipes = [recipe for recipe in trials.recipes for _ in range(seeds)]
         return point._replace(carry=copied(point.carry, sources, recipes, diverged_at < 0), diverged_at=diverged_at)
 
+    written, compared = True, 0
+
+    def write_again(_: Progress) -> None:
+        """Before a state is saved that goes on from copies whose record a full disk refused."""
+        nonlocal written
+        written = written or _write(path, compared, copies)
+
     if copies:
         for copy in copies:
             trials = _after(copy, trials)
@@ -124,14 +131,14 @@ def _run_population(
     for k, rung in enumerate(rungs):
         if rung < point.step:
             continue
-        point = host_loop(program, run, wave.order, point, wave.tellers, rungs, rung)
+        point = host_loop(program, run, wave.order, point, (write_again, *wave.tellers), rungs, rung)
         failed = point.diverged_at.reshape(-1, seeds)
         diverged_at = np.where(failed < 0, run.steps, failed).min(1)
         scores = np.where(diverged_at < run.steps, np.nan, _scores(point, k, run, rungs, seeds, trials))
         rows = [_own(trials.values(i)) for i in range(len(trials))]
         new = rule.copied(rung, scores, np.where(diverged_at < run.steps, diverged_at, -1), rows, trials.space, [run.seed, rung, first])
         copies += new
-        _write(path, rung, copies)
+        compared, written = rung, _write(path, rung, copies)
         if new:
             for copy in new:
                 trials = _after(copy, trials)
@@ -140,7 +147,7 @@ def _run_population(
             back = np.repeat(np.isin(np.arange(len(trials)), [copy.to for copy in new]), seeds)
             sources = (sources[:, None] * seeds + np.arange(seeds)).ravel()
             point = goes_on(point, sources, np.where(back, -1, point.diverged_at))
-    end = host_loop(program, run, wave.order, point, wave.tellers, rungs)
+    end = host_loop(program, run, wave.order, point, (write_again, *wave.tellers), rungs)
     wave.save()
     return end, copies, trials
 
@@ -164,11 +171,15 @@ def _after(copy: Copy, trials: Trials) -> Trials:
     return Trials(tuple(recipes), trials.space, tuple(drawn))
 
 
-def _write(path: Path | None, rung: int, copies: Sequence[Copy]) -> None:
-    if path is not None and jax.process_index() == 0:
-        with suppress(OSError):  # then the state cannot be written either, which is said there
-            text = json.dumps({"compared": rung, "copies": [copy._asdict() for copy in copies]})
-            write_whole(path, lambda file: file.write(text.encode()))
+def _write(path: Path | None, rung: int, copies: Sequence[Copy]) -> bool:
+    """Whether nothing is left to write."""
+    if path is None or jax.process_index() > 0:
+        return True
+    text = json.dumps({"compared": rung, "copies": [copy._asdict() for copy in copies]})
+    with suppress(OSError):  # then the state cannot be written either, which is said there
+        write_whole(path, lambda file: file.write(text.encode()))
+        return True
+    return False
 
 
 def _copied_before(path: Path | None, step: int, rungs: Sequence[int]) -> list[Copy]:
