@@ -159,6 +159,7 @@ def sweep(
 
 @app.command("find-lr")
 def find_lr(
+    context: typer.Context,
     config: Config,
     low: Annotated[float, typer.Option(help="The lowest rate.")] = 1e-7,
     high: Annotated[float, typer.Option(help="The highest rate.")] = 10.0,
@@ -181,6 +182,9 @@ def find_lr(
         from .report import finding, folder, progress
 
         lr_finder.check_range(low, high, count, seeds)
+        given = [name for name in ("count", "seeds") if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+        if range_test and given:
+            raise configs.ConfigError(f"--range-test is one run: it takes no --{given[0]}")
         experiment = configs.load(config, set_ or (), sweep=False)
         # Not an override: the schedule, which is put aside while looking, need not fit the shorter run.
         run = experiment.run if steps is None else replace(experiment.run, steps=steps)

@@ -128,6 +128,9 @@ def find_lr(
 
 def check_range(low: float, high: float, count: int, seeds: int) -> None:
     """Raise ValueError for rates that cannot be tried."""
+    for name, value, kind in (("low", low, "number"), ("high", high, "number"), ("count", count, "integer"), ("seeds", seeds, "integer")):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer if kind == "integer" else int | float | np.number):
+            raise TypeError(f"find_lr: {name} must be {'an' if kind == 'integer' else 'a'} {kind}, got {value!r}")
     if not (math.isfinite(low) and low > 0):
         raise ValueError(f"find_lr: low must be above 0 and finite, got {low}")
     if not (math.isfinite(high) and high > low):
@@ -253,7 +256,7 @@ def _verdicts(
         what = f"no rate learns anything in {steps} steps"
         if final[0] > start + 0.1 * abs(start):
             return {"nothing_learnt": f"{what}, and the lowest, {short(rates[0])}, ends far above where it began: lower low"}
-        return {"nothing_learnt": f"{what}: try more steps, or look at the model, the loss and the data"}
+        return {"nothing_learnt": f"{what}: try more steps, raise high, or look at the model, the loss and the data"}
     found = {}
     if at == 0:
         found["range_too_high"] = f"the best rate is the lowest tried, {short(rates[0])}: lower low"

@@ -196,3 +196,17 @@ def test_labels_under_a_loss_for_amounts_are_seen_in_any_dtype(labels):
     history = {"loss": np.linspace(1, 0, STEPS)}
     assert lo.diagnose(history, recipe=recipe, targets=labels).verdicts[0][0].kind == "loss does not fit"
     assert lo.diagnose(history, recipe=recipe, targets=labels + 0.5).verdicts[0][0].kind != "loss does not fit"
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        ({"loss": np.ones((2, 3, 4))}, r"loss must be \[steps\] or \[lanes, steps\], got the shape \(2, 3, 4\)"),
+        ({"loss": ["a", "b"]}, "loss must be numbers, got"),
+    ],
+)
+def test_histories_that_are_none_are_named(history, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        lo.diagnose(history)
+    with pytest.raises(TypeError, match=r"a recipe must be a lo.Recipe\(loss, optimizer, schedule\), got int"):
+        lo.diagnose({"loss": np.ones(20)}, recipe=3)

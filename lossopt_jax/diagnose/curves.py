@@ -95,12 +95,22 @@ def given_of(what: Any) -> Given:
         raise TypeError(
             f"diagnose: what must be a Swept, a Fitted, an LRFinding, a folder or a history with a loss, got {type(what).__name__}"
         )
-    history = {name: np.asarray(what[name]) for name in COLUMNS if name in what}
+    history = {name: _numbers(name, what[name]) for name in COLUMNS if name in what}
     for name, values in history.items():
         if values.shape != history["loss"].shape:
             raise ValueError(f"diagnose: {name} has the shape {values.shape} and loss {history['loss'].shape}: they must be the same")
     whole = [np.isfinite(np.where(values, values, np.nan) if name == "finite" else values) for name, values in history.items()]
     return Given(history | {"loss": np.where(np.all(whole, 0), history["loss"], np.nan)}, {}, np.zeros(0, int), None, None)
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"diagnose: {name} must be numbers, got {values!r}") from None
+    if numbers.ndim not in (1, 2):
+        raise ValueError(f"diagnose: {name} must be [steps] or [lanes, steps], got the shape {numbers.shape}")
+    return numbers
 
 
 def rate_path(names: Iterable[str]) -> str:

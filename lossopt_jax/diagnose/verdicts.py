@@ -11,6 +11,7 @@ import numpy as np
 
 from ..lr_finder import LRFinding
 from ..recipe import Recipe
+from ..step import check_recipe
 from ..sweep import Swept
 from ..train import Fitted
 from .curves import Given, Lane, as_lanes, given_of, loss_of, path_of
@@ -55,6 +56,7 @@ def diagnose(
     """
     given = given_of(what)
     if recipe is not None:
+        check_recipe(recipe)
         given = given._replace(paths=(path_of(recipe),), losses=(loss_of(recipe),))
     return judged(given, targets)
 
