@@ -197,6 +197,25 @@ def test_a_resumed_population_is_one_that_was_never_cut(whole, waves_of_six, tmp
         np.testing.assert_array_equal(again.state(lane).params, whole.state(lane).params)
 
 
+def test_a_record_of_copies_that_could_not_be_written_is_written_before_the_next_state(whole, waves_of_six, tmp_path):
+    """What is in its way, as a full disk would be, goes away before a state is saved that goes on from the copies."""
+    in_the_way = tmp_path / "copies-0000.json"
+    in_the_way.mkdir()
+
+    def tell(progress):
+        if progress.wave == 0 and 6 < progress.step < 12 and in_the_way.is_dir():
+            in_the_way.rmdir()
+        if progress.wave == 0 and progress.step >= 12:
+            raise Cut
+
+    with pytest.raises(Cut):
+        lo.sweep(LINEAR, TRIALS, stop=RULE, checkpoint=tmp_path, save_every=0, on_chunk=tell, **KW)
+    assert in_the_way.is_file()
+    again = lo.sweep(LINEAR, TRIALS, stop=RULE, checkpoint=tmp_path, **KW)
+    np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
+    assert again.copies == whole.copies
+
+
 @pytest.mark.slow
 def test_seeds_are_copied_together():
     trials = lo.sample(RECIPE, {"schedule.init": lo.log_uniform(1e-3, 1.0)}, count=5)
