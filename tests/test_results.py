@@ -360,6 +360,15 @@ def test_why_nothing_ran_to_the_end(swept, tmp_path, monkeypatch):
         swept.top(-1)
 
 
+def test_the_spread_of_huge_losses_is_a_number(swept):
+    """Their squares are beyond float32, and a warning is an error here."""
+    held_out = swept.evaluations["loss"]
+    huge = dataclasses.replace(
+        swept, evaluations={"loss": np.linspace(1, 2, held_out.size, dtype=np.float32).reshape(held_out.shape) * 1e25}
+    )
+    assert all(0 < row["held_out_loss_sem"] < 1e26 for row in huge.table() if row["status"] == "ok")
+
+
 def test_what_to_try_after_divergence():
     assert smaller_rates(1e-2) == "the smallest learning rate was 0.01: try 1e-05 to 0.001"
     assert smaller_rates(1e30).endswith("try 0.001 to 0.1")
