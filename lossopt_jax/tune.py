@@ -57,6 +57,9 @@ class Tuned:
     final: Swept | None
     lane_steps: dict[str, int]
 
+    def __repr__(self) -> str:
+        return f"Tuned({self.recipe}, improved={self.improved}, lane_steps={self.lane_steps})"
+
     @property
     def improved(self) -> bool:
         """Whether a tuned recipe is better than the one that was given."""

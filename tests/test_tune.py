@@ -43,6 +43,13 @@ def test_the_stages_stay_within_the_budget_and_say_what_they_took(tuned):
     assert found.lane_steps["final"] == 6 * 40
 
 
+def test_what_was_tuned_prints_as_one_line(tuned):
+    found, _ = tuned
+    assert repr(found) == f"Tuned({found.recipe!r}, improved=True, lane_steps={found.lane_steps})"
+    assert "\n" not in repr(found)
+    assert len(repr(found)) < 1000
+
+
 def test_all_stages_of_an_optimizer_run_one_program():
     program = importlib.import_module("lossopt_jax.sweep.program")
     compiled = program._compiled.cache_info().misses
