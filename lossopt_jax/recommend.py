@@ -318,20 +318,17 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     """
     facts: list[str] = []
     numbers: dict[str, Any] = {}
-    if kind is not None and not isinstance(kind, str):
+    if kind is None:
+        if inputs is None or targets is None:
+            raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
+        kind, facts, numbers = kind_of(np.asarray(inputs), np.asarray(targets))
+    elif not isinstance(kind, str):
         raise TypeError(f"recommend: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if kind is not None and kind not in KINDS:
+    elif kind not in KINDS:
         raise ValueError(f"recommend: no kind {kind!r}; {nearest(kind, KINDS)}")
-    if kind is None and (inputs is None or targets is None):
-        raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
-    if inputs is not None and targets is not None:
-        x, y = np.asarray(inputs), np.asarray(targets)
-        if kind is None:
-            kind, facts, numbers = kind_of(x, y)
-        else:
-            check_kind(kind, x, y)
-            numbers = loss_numbers(kind, y)
-    assert kind is not None
+    elif inputs is not None and targets is not None:
+        check_kind(kind, np.asarray(inputs), np.asarray(targets))
+        numbers = loss_numbers(kind, np.asarray(targets))
     if family is None:
         family, shape = KINDS[kind].family, np.shape(inputs)
         if family == "mlp" and len(shape) == 4:
@@ -354,13 +351,13 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
         raise ValueError(f"recommend: all values of {target!r} are {y[0]}: there is nothing to learn")
     if y.dtype.kind == "U" and len(values) > max(MANY, len(y) / 5):
         raise ValueError(f"recommend: {target!r} has {len(values)} different texts in {len(y)} lines, too many to be classes")
-    if y.dtype.kind == "U" and kind in ("regression", "regression_outliers", "counts"):
+    amounts = kind in ("regression", "regression_outliers", "counts")
+    if y.dtype.kind == "U" and amounts:
         raise ValueError(f"recommend: {kind} needs numbers, and {target!r} has texts such as {str(y[0])!r}: they look like classes")
     if y.dtype.kind == "U" and len(values) > MANY and kind is None:
         kind = "multiclass"
-    if kind not in (None, "regression", "regression_outliers", "counts"):
-        codes = np.unique(codes, return_inverse=True)[1] if whole else codes
-    if whole and len(values) <= MANY and kind is None and not looks_counted(codes):  # classes may be any whole numbers
+    classes = not amounts if kind is not None else len(values) <= MANY and not looks_counted(codes)
+    if whole and classes:  # which may be any whole numbers
         codes = np.searchsorted(values, codes)
     found = recommend(kind, inputs=x, targets=codes.astype(np.int32) if whole else codes, family=family)
     sort = "counts" if found.kind == "counts" else "regression" if found.kind.startswith("regression") else "classes"
