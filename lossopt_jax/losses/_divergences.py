@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ._stable import nll_of_all, soft_slope, top_parts
+from ._stable import nll_of_all, peak_of, soft_slope, top_parts
 
 
 @jax.custom_jvp
 def kl_of(logits: jax.Array, q: jax.Array) -> jax.Array:
     """KL(q | softmax(logits)) = sum_j q_j log q_j + q_j nll_j, q >= 0 of any sum: [*b, c], [*b, c] -> [*b]."""
-    shifted, e, more = top_parts(logits)  # `nll_of_all` and its exponential, of which this has both
+    _, e, more = top_parts(logits)
+    # `nll_of_all`, whose exponential is at hand. Not by the difference as `top_parts` has it, which XLA would then keep as an array.
+    minus_log_p = jnp.log1p(more) - (logits + -peak_of(logits))
     mass = q.sum(-1) - 1
     # What q has beside a distribution's mass counts by the formula; what is rounding of its sum does not.
     surplus = jnp.where(jnp.abs(mass) < 8 * jnp.finfo(q.dtype).eps, 0, mass)
-    return relative_entropy(q, e * (1 / (1 + more)), jnp.log1p(more) - shifted) + surplus
+    return relative_entropy(q, e * (1 / (1 + more)), minus_log_p) + surplus
 
 
 def _kl_jvp(primals, tangents):  # type: ignore[no-untyped-def]

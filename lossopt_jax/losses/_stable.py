@@ -26,9 +26,14 @@ def _softplus_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 @jax.custom_jvp
 def binary_nll(x: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
-    """-yes log sigmoid(x) - no log sigmoid(-x); a weight of 0 silences a logit that is infinite."""
-    if_no, if_yes = softplus_pair(x)
-    return jnp.where(yes == 0, 0, yes * if_yes) + jnp.where(no == 0, 0, no * if_no)
+    """-yes log sigmoid(x) - no log sigmoid(-x); a weight of 0 silences a logit that is infinite.
+
+    With m = |x| on the side that x speaks against it is weight m + (yes + no) log(1 + e^-|x|), terms of one sign.
+    """
+    against = jnp.where(x > 0, no, yes)
+    tail = (yes + no) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+    # One choice, and last: what XLA would sum are otherwise several arrays, each written and read.
+    return jnp.where(against == 0, tail, against * jnp.abs(x) + tail)
 
 
 def _binary_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
@@ -183,8 +188,7 @@ def _label_parts(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.A
 def soft_nll(logits: jax.Array, weights: jax.Array) -> jax.Array:
     """-sum_j weights_j log softmax(logits)_j, [*b, c], [*b, c] -> [*b]; a weight of 0 silences a logit of -inf.
 
-    It is W lse - sum_j weights_j (logit_j - m), W = sum weights: two terms >= 0. The gradient W p_j - weights_j is taken as
-    (W - weights_j) p_j - weights_j (1 - p_j), which is exact for a one-hot too.
+    It is W lse - sum_j weights_j (logit_j - m), W = sum weights: two terms >= 0. Its gradient is `soft_slope`.
     """
     more = top_parts(logits)[2]
     # A product with the lowest number instead of -inf is 0 for a weight of 0, without a choice for each element. The difference is
@@ -210,9 +214,9 @@ soft_nll.defjvp(_soft_nll_jvp, symbolic_zeros=True)
 
 
 def soft_slope(logits: jax.Array, weights: jax.Array) -> jax.Array:
-    """(sum weights) softmax(logits) - weights, [*b, c], exact for a one-hot too."""
-    p, not_p = softmax_pair(logits)
-    return (weights.sum(-1, keepdims=True) - weights) * p - weights * not_p
+    """(sum weights) softmax(logits) - weights, [*b, c], exact for a one-hot too: W e - weights is, and what is left is a product."""
+    _, e, more = top_parts(logits)
+    return ((weights.sum(-1, keepdims=True) * e - weights) - weights * more) * (1 / (1 + more))
 
 
 @jax.custom_jvp
@@ -249,8 +253,9 @@ def top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """logit - m, its exponential e, and sum e - 1, whose digits survive because the ones of the top are counted apart."""
     shifted = logits - peak_of(logits)
     e = jnp.exp(shifted)
-    top = jnp.floor(e)  # 1 or 0; a comparison would say the same, but XLA fuses arithmetic into its sums and not choices
-    return shifted, e, (top.sum(-1, keepdims=True) - 1) + (e - top).sum(-1, keepdims=True)
+    # The fractions of all, and by the difference to the plain sum how many ones there are: half the time of two sums over floors.
+    rest = (e - jnp.floor(e)).sum(-1, keepdims=True)
+    return shifted, e, jnp.round(e.sum(-1, keepdims=True) - rest) - 1 + rest
 
 
 def excess(logits: jax.Array) -> jax.Array:
