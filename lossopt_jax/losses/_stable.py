@@ -237,8 +237,8 @@ def _nll_of_all_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 def softmax_pair(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(p, 1 - p) for p = softmax(logits), both to full relative precision."""
     _, e, more = top_parts(logits)
-    scale = 1 / (1 + more)
-    return e * scale, (more + (1 - e)) * scale
+    # p by the plain sum, which has digits enough for it, so that who uses p alone pays for no other.
+    return e * (1 / e.sum(-1, keepdims=True)), (more + (1 - e)) * (1 / (1 + more))
 
 
 @softmax_pair.defjvp

@@ -72,15 +72,18 @@ def _scaled_sum(x: jax.Array, of: Callable[[jax.Array], jax.Array]) -> tuple[jax
     Then it is the largest there is in the vector, a constant to differentiation. The sum is 0 for the vector 0 alone.
     """
     plain, extremes = of(x).sum(-1, keepdims=True), jnp.finfo(x.dtype)
-    ordinary = (plain > extremes.tiny * 1e10) & (plain <= extremes.max)
+    least, most = extremes.tiny * 1e10, extremes.max
+    # By the least and the largest sum: XLA adds up floats much faster than it goes through bools.
+    all_ordinary = (plain.min(initial=1) > least) & (plain.max(initial=1) <= most)
 
     def by_the_largest() -> tuple[jax.Array, jax.Array]:
+        ordinary = (plain > least) & (plain <= most)
         largest = lax.stop_gradient(jnp.abs(x)).max(-1, keepdims=True, initial=0)
         size = jnp.where(ordinary | (largest == 0), 1, jnp.maximum(largest, extremes.tiny))
         return size, of(x / size).sum(-1, keepdims=True)
 
     # Ordinary vectors cost one pass; to look for the largest first would be another.
-    return lax.cond(ordinary.all(), lambda: (jnp.ones_like(plain), plain), by_the_largest)
+    return lax.cond(all_ordinary, lambda: (jnp.ones_like(plain), plain), by_the_largest)
 
 
 def all_cosines(left: jax.Array, right: jax.Array) -> jax.Array:

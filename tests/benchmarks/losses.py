@@ -12,6 +12,7 @@ PYTHON is one with torch; $LOSSOPT_TORCH says so too, and without either torch's
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import subprocess
@@ -132,12 +133,14 @@ def measure(name: str, torch: Torch | None, rounds: int, now) -> tuple[dict[str,
     if len(values) == 2 and not np.isclose(*values.values(), rtol=1e-3):
         print(f"  {name}: ours is {values['ours']:.6g}, optax's {values['optax']:.6g}", file=sys.stderr)
     count = max(1, min(50, int(0.02 / clock(contenders["ours"], (outputs, targets), 1, now))))
+    turns = {who: functools.partial(clock, f, (outputs, targets), count, now) for who, f in contenders.items()}
+    if torch is not None and torch.seconds(name, 1) is not None:
+        turns["torch"] = functools.partial(torch.seconds, name, count)
     taken: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for who, f in contenders.items():
-            taken.setdefault(who, []).append(clock(f, (outputs, targets), count, now))
-        if torch is not None and (seconds := torch.seconds(name, count)) is not None:
-            taken.setdefault("torch", []).append(seconds)
+    for i in range(rounds):
+        for who in sorted(turns, reverse=bool(i % 2)):  # each follows each: what ran before leaves its arrays in the caches
+            time.sleep(0.02)  # torch's threads spin for a while after their work, on cores that the next one needs
+            taken.setdefault(who, []).append(turns[who]())
     moved = 2 * sum(x.nbytes for x in jax.tree.leaves(outputs)) + sum(x.nbytes for x in jax.tree.leaves(targets))
     return {who: min(times) for who, times in taken.items()}, moved
 
