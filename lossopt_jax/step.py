@@ -52,7 +52,8 @@ def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) ->
         return mean(loss_total(loss, outputs, targets, weights)), model_state
 
     (value, model_state), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    grad_norm = global_norm(grads)
+    # Behind a barrier, or XLA keeps the squares that the norm and the optimizer have in common as an array of their own.
+    grad_norm = global_norm(jax.lax.optimization_barrier(grads))
     if recipe.clip_norm is not None:
         clip_norm = recipe.clip_norm.at(step)(step) if isinstance(recipe.clip_norm, Bound) else recipe.clip_norm
         scale = jnp.minimum(1, clip_norm / jnp.maximum(grad_norm, jnp.finfo(jnp.float32).tiny))

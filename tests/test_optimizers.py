@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 from lossopt_jax import optimizers
 from lossopt_jax.recipe import bind
@@ -428,6 +429,32 @@ def test_state_is_the_same_for_any_numbers_and_dtypes(name: str) -> None:
             # Not in half precision, where 0.999 of an average is all of it.
             assert all(x.dtype in (jnp.int32, jnp.float32, jnp.float64) for x in jax.tree.leaves(opt_state))
             assert not any(x.weak_type for x in jax.tree.leaves(opt_state))
+
+
+ELEMENTWISE = [name for name in CATALOGUE if getattr(getattr(optimizers, name), "elementwise", False)]
+# What looks at whole arrays, at all of them together, or wraps what may.
+NOT_ELEMENTWISE = ["adafactor", "lamb", "lars", "muon", "novograd", "prodigy", "reduce_on_plateau", "sm3"]
+
+
+def test_every_optimizer_is_elementwise_or_known_not_to_be() -> None:
+    assert sorted(ELEMENTWISE + NOT_ELEMENTWISE) == sorted(CATALOGUE)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_optimizers_do_not_see_the_arrays(name: str) -> None:
+    params = jax.tree.map(jnp.asarray, START)
+    vector, unravel = ravel_pytree(params)
+    tx = make(name, 0.03, **({"weight_decay": 0.1} if "weight_decay" in inspect.signature(getattr(optimizers, name)).parameters else {}))
+
+    def descend(params: Any, ravelled: Any, gradient: Any) -> Any:
+        opt_state = tx.init(params)
+        for key in jax.random.split(jax.random.key(0), 5):
+            updates, opt_state = tx.update(gradient(jax.random.normal(key, vector.shape)), opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return ravelled(params)
+
+    apart = descend(params, lambda tree: ravel_pytree(tree)[0], unravel)
+    np.testing.assert_allclose(apart, descend(vector, lambda x: x, lambda g: g), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

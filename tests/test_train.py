@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -8,6 +9,7 @@ import lossopt_jax as lo
 from lossopt_jax.data import as_batch, batch_indices, pieces
 from lossopt_jax.loop import evaluation_steps
 from lossopt_jax.reduce import mean
+from lossopt_jax.train import _packed
 
 MODEL = lo.from_linen(nn.Dense(1))
 X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
@@ -135,3 +137,52 @@ def test_pieces_pad_with_weight_zero():
     batch = pieces(as_batch((X, Y), "x"), 16)
     assert batch.inputs.shape == (4, 16, 3)
     assert batch.weights.sum() == 50
+
+
+def two_layers(dtype=jnp.float32):
+    def init(key, inputs):
+        a, b = jax.random.split(key)
+        return {"in": {"w": jax.random.normal(a, (3, 4), dtype), "b": jnp.zeros(4, dtype)}, "out": jax.random.normal(b, (4, 1), dtype)}, {}
+
+    def apply(params, model_state, inputs, *, key, train):
+        hidden = jnp.tanh(inputs.astype(dtype) @ params["in"]["w"] + params["in"]["b"][None])
+        return hidden @ params["out"], model_state
+
+    return lo.Model(init, apply)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "schedule_free", "lamb"])
+def test_parameters_gathered_into_a_vector_train_as_they_would_apart(monkeypatch, optimizer, dtype):
+    model = two_layers(dtype)
+    bound = recipe(0.03)._replace(optimizer=lo.bind(getattr(lo.optimizers, optimizer)), clip_norm=2.0)
+    run = lo.Run(steps=30, batch_size=8, chunk=7)
+    gathered = lo.fit(model, bound, train=(X, Y), run=run)
+    monkeypatch.setattr("lossopt_jax.train.PACKED_BYTES", 0)
+    apart = lo.fit(model, bound, train=(X, Y), run=run)
+    assert jax.tree.structure(gathered.state) == jax.tree.structure(apart.state)
+    # Half precision rounds where XLA's fusions end, which differ: the last of its 8 bits.
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 0.02, "atol": 0.02}
+    for one, other in zip(*(jax.tree.leaves(f.state._replace(key=None)) for f in (gathered, apart)), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), **tolerance)
+    np.testing.assert_allclose(gathered.history["grad_norm"], apart.history["grad_norm"], rtol=1e-5 if dtype == jnp.float32 else 0.05)
+
+
+def test_only_small_and_alike_parameters_are_gathered(monkeypatch):
+    def gathers(model, bound, most=2**17):
+        monkeypatch.setattr("lossopt_jax.train.PACKED_BYTES", most)
+        state = lo.init_state(model, bound, jax.random.key(0), X[:1])
+        return _packed(model, bound, state)[0] is not model
+
+    def in_two_dtypes(key, inputs):
+        params, model_state = two_layers().init(key, inputs)
+        return params | {"out": params["out"].astype(jnp.bfloat16)}, model_state
+
+    mixed = two_layers()._replace(init=in_two_dtypes)
+    masked = recipe()._replace(optimizer=lo.bind(lo.optimizers.adamw, mask=lo.optimizers.decay_matrices_only))
+    assert gathers(two_layers(), recipe())
+    assert not gathers(two_layers(), recipe(), most=75)  # 19 numbers
+    assert not gathers(mixed, recipe())
+    assert not gathers(two_layers(), masked)
+    assert not gathers(two_layers(), recipe()._replace(optimizer=lo.bind(optax.adam)))

@@ -1,7 +1,7 @@
 """What every optimizer here does to optax's parts: numbers, parameters and gradients in float32, dtypes kept at the door."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,13 @@ from .._types import Params, PyTree, cast_like, to_float32
 LearningRate: TypeAlias = ArrayLike | Callable[[Any], ArrayLike]
 # Which leaves: a pytree of bool, or a function of the params that gives one; None means all.
 Mask: TypeAlias = Callable[[Params], PyTree] | PyTree | None
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def elementwise(factory: Factory) -> Factory:
+    """Say of an optimizer that, without a mask, it treats each number by itself: in whatever arrays they lie, the updates are the same."""
+    factory.elementwise = True  # type: ignore[attr-defined]
+    return factory
 
 
 def as_numbers(*values: ArrayLike) -> tuple[jax.Array, ...]:

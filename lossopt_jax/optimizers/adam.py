@@ -7,9 +7,22 @@ import jax.numpy as jnp
 import optax
 
 from .._types import Params, PyTree, Scalar
-from ._common import LearningRate, Mask, as_numbers, by_learning_rate, decayed, ema, float32_chain, one_minus_power, squares, zeros
+from ._common import (
+    LearningRate,
+    Mask,
+    as_numbers,
+    by_learning_rate,
+    decayed,
+    elementwise,
+    ema,
+    float32_chain,
+    one_minus_power,
+    squares,
+    zeros,
+)
 
 
+@elementwise
 def adam(
     learning_rate: LearningRate, *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0
 ) -> optax.GradientTransformationExtraArgs:
@@ -27,6 +40,7 @@ def adam(
     return float32_chain(optax.scale_by_adam(b1, b2, eps, eps_root), by_learning_rate(learning_rate))
 
 
+@elementwise
 def adamw(
     learning_rate: LearningRate,
     *,
@@ -52,6 +66,7 @@ def adamw(
     return float32_chain(optax.scale_by_adam(b1, b2, eps, eps_root), decayed(weight_decay, mask), by_learning_rate(learning_rate))
 
 
+@elementwise
 def nadam(
     learning_rate: LearningRate, *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3
 ) -> optax.GradientTransformationExtraArgs:
@@ -69,6 +84,7 @@ def nadam(
     return float32_chain(_scale_by_nadam(*as_numbers(b1, b2, eps, momentum_decay)), by_learning_rate(learning_rate))
 
 
+@elementwise
 def nadamw(
     learning_rate: LearningRate,
     *,
@@ -93,6 +109,7 @@ def nadamw(
     return float32_chain(scale, decayed(weight_decay, mask), by_learning_rate(learning_rate))
 
 
+@elementwise
 def adamax(
     learning_rate: LearningRate, *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
@@ -109,6 +126,7 @@ def adamax(
     return float32_chain(optax.scale_by_adamax(b1, b2, eps), by_learning_rate(learning_rate))
 
 
+@elementwise
 def amsgrad(
     learning_rate: LearningRate, *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> optax.GradientTransformationExtraArgs:

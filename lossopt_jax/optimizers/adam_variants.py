@@ -7,9 +7,22 @@ import jax.numpy as jnp
 import optax
 
 from .._types import Params, PyTree, Scalar
-from ._common import LearningRate, Mask, as_numbers, by_learning_rate, decayed, ema, float32_chain, one_minus_power, squares, zeros
+from ._common import (
+    LearningRate,
+    Mask,
+    as_numbers,
+    by_learning_rate,
+    decayed,
+    elementwise,
+    ema,
+    float32_chain,
+    one_minus_power,
+    squares,
+    zeros,
+)
 
 
+@elementwise
 def adabelief(
     learning_rate: LearningRate, *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-16, eps_root: Scalar = 1e-16
 ) -> optax.GradientTransformationExtraArgs:
@@ -27,6 +40,7 @@ def adabelief(
     return float32_chain(optax.scale_by_belief(b1, b2, eps, eps_root), by_learning_rate(learning_rate))
 
 
+@elementwise
 def radam(
     learning_rate: LearningRate, *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, threshold: Scalar = 5.0
 ) -> optax.GradientTransformationExtraArgs:
@@ -45,6 +59,7 @@ def radam(
     return float32_chain(_scale_by_radam(*as_numbers(b1, b2, eps, threshold)), by_learning_rate(learning_rate))
 
 
+@elementwise
 def yogi(
     learning_rate: LearningRate,
     *,
@@ -72,6 +87,7 @@ def yogi(
     return float32_chain(optax.GradientTransformation(init, scale.update), by_learning_rate(learning_rate))
 
 
+@elementwise
 def adan(
     learning_rate: LearningRate,
     *,
@@ -99,6 +115,7 @@ def adan(
     return float32_chain(scale, decayed(weight_decay, mask), by_learning_rate(learning_rate))
 
 
+@elementwise
 def ademamix(
     learning_rate: LearningRate,
     *,

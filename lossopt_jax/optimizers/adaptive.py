@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from .._types import Params, PyTree, Scalar
-from ._common import LearningRate, Mask, as_numbers, by_learning_rate, decayed, ema, float32_chain, squares, zeros
+from ._common import LearningRate, Mask, as_numbers, by_learning_rate, decayed, elementwise, ema, float32_chain, squares, zeros
 
 
+@elementwise
 def rmsprop(
     learning_rate: LearningRate,
     *,
@@ -36,6 +37,7 @@ def rmsprop(
     return float32_chain(scale, optax.trace(*as_numbers(momentum)), by_learning_rate(learning_rate))
 
 
+@elementwise
 def adagrad(
     learning_rate: LearningRate, *, initial_accumulator: Scalar = 0.0, eps: Scalar = 1e-10
 ) -> optax.GradientTransformationExtraArgs:
@@ -61,6 +63,7 @@ def adagrad(
     return float32_chain(optax.GradientTransformation(init, update), by_learning_rate(learning_rate))
 
 
+@elementwise
 def adadelta(learning_rate: LearningRate, *, rho: Scalar = 0.9, eps: Scalar = 1e-6) -> optax.GradientTransformationExtraArgs:
     """AdaDelta: n <- rho n + (1 - rho) g**2; u = sqrt(x + eps) / sqrt(n + eps) g; x <- rho x + (1 - rho) u**2; theta <- theta - lr u.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .._types import Params, PyTree, Scalar, cast_like
-from ._common import LearningRate, Mask, as_numbers, at, by_learning_rate, decayed, float32_chain, one_minus_power, widen
+from ._common import LearningRate, Mask, as_numbers, at, by_learning_rate, decayed, elementwise, float32_chain, one_minus_power, widen
 
 
 def prodigy(
@@ -57,6 +57,7 @@ def prodigy(
     return float32_chain(optax.GradientTransformation(lambda params: estimator(jnp.float32(1)).init(params), update))
 
 
+@elementwise
 def schedule_free(
     learning_rate: LearningRate,
     *,

@@ -3,9 +3,10 @@
 import optax
 
 from .._types import Scalar
-from ._common import LearningRate, Mask, as_numbers, by_learning_rate, decayed, float32_chain
+from ._common import LearningRate, Mask, as_numbers, by_learning_rate, decayed, elementwise, float32_chain
 
 
+@elementwise
 def sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0, mask: Mask = None) -> optax.GradientTransformationExtraArgs:
     """Gradient descent: theta <- theta - lr (g + weight_decay theta).
 
@@ -21,6 +22,7 @@ def sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0, mask: Mask =
     return float32_chain(decayed(weight_decay, mask), by_learning_rate(learning_rate))
 
 
+@elementwise
 def momentum(
     learning_rate: LearningRate, *, beta: Scalar = 0.9, weight_decay: Scalar = 0.0, mask: Mask = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -40,6 +42,7 @@ def momentum(
     return float32_chain(decayed(weight_decay, mask), optax.trace(beta), by_learning_rate(learning_rate))
 
 
+@elementwise
 def nesterov(
     learning_rate: LearningRate, *, beta: Scalar = 0.9, weight_decay: Scalar = 0.0, mask: Mask = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -58,6 +61,7 @@ def nesterov(
     return float32_chain(decayed(weight_decay, mask), optax.trace(beta, nesterov=True), by_learning_rate(learning_rate))
 
 
+@elementwise
 def lion(
     learning_rate: LearningRate, *, b1: Scalar = 0.9, b2: Scalar = 0.99, weight_decay: Scalar = 1e-3, mask: Mask = None
 ) -> optax.GradientTransformationExtraArgs:
