@@ -604,3 +604,38 @@ def test_evidential_of_many_classes_and_little_evidence():
         divergence = mp.loggamma(total) - mp.loggamma(len(a))
         divergence += sum((x - 1) * (mp.digamma(x) - mp.digamma(total)) - mp.loggamma(x) for x in a)
     np.testing.assert_allclose(losses.evidential(z[None], np.array([0]), kl_weight=1.0), [float(risk + divergence)], rtol=1e-5)
+
+
+# float64 by hand: a weight times an infinity is infinite, however small the weight, and a weight of 0 silences it.
+@pytest.mark.parametrize(
+    ("logits", "targets", "expected"),
+    [
+        ([0.0, -np.inf], [1 - 1e-7, 1e-7], np.inf),
+        ([0.0, -np.inf], [1.0, 0.0], 0.0),
+        ([0.0, -3e33], [0.0, 1.0], 3e33),
+        ([np.nan, 0.0], [1.0, 0.0], np.nan),
+    ],
+)
+def test_a_distribution_meets_huge_and_infinite_logits(logits, targets, expected):
+    value = jax.jit(losses.cross_entropy)(jnp.float32([logits]), jnp.float32([targets]))
+    np.testing.assert_allclose(value, [expected], rtol=1e-6)
+
+
+def test_smoothing_gives_a_class_that_is_masked_out_an_infinite_loss():
+    logits = jnp.zeros((1, 50_257)).at[0, 5].set(-jnp.inf)
+    one_hot = jax.nn.one_hot(jnp.array([3]), 50_257)
+    assert np.isinf(losses.cross_entropy(logits, one_hot, label_smoothing=0.01)).all()
+
+
+def test_an_unsigned_label_beyond_31_bits_is_no_ignored_one():
+    value, slope = jax.jit(jax.value_and_grad(lambda z, y: losses.cross_entropy(z, y).sum()))(
+        jnp.zeros((1, 3)), jnp.array([2**32 - 100], jnp.uint32)
+    )
+    assert np.isnan(value)
+    assert np.isnan(slope).all()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "js_divergence", "kl_divergence", "multilabel_soft_margin", "nll", "poly"])
+def test_a_distribution_over_no_classes_is_said_as_such(name):
+    with pytest.raises(ValueError, match=rf"{name}: outputs \(2, 0\) have no classes"):
+        getattr(losses, name)(jnp.zeros((2, 0)), jnp.zeros((2, 0)))

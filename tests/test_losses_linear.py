@@ -396,3 +396,19 @@ def test_a_recipe_trains_a_tied_head_as_with_materialised_logits():
         histories.append([*fitted.history["loss"], fitted.evaluation["loss"]])
     np.testing.assert_allclose(*histories, rtol=1e-4)  # a trajectory's tolerance
     assert histories[0][-1] < histories[0][0] / 2
+
+
+@pytest.mark.parametrize(("cap", "size"), [(30.0, 150.0), (10.0, 88.0), (30.0, 300.0), (3.0, 1.0)])
+def test_the_slope_of_a_capped_logit_keeps_its_digits(cap, size):
+    kernel = np.float32([[size, 0.9 * size, -size]])
+    raw = np.float64(kernel[0])
+    bent = cap * np.tanh(raw / cap)
+    tail = np.exp(-2 * np.abs(raw) / cap)
+    p = np.exp(bent - bent.max()) / np.exp(bent - bent.max()).sum()
+    p[1] = -(p[0] + p[2])
+    expected = p * 4 * tail / (1 + tail) ** 2  # sech^2 = 1 - tanh^2, which cancels
+
+    def value(kernel):
+        return linear_cross_entropy(Head(jnp.ones((1, 1)), kernel), jnp.array([1]), soft_cap=cap).sum()
+
+    np.testing.assert_allclose(jax.grad(value)(jnp.asarray(kernel)), expected[None], rtol=1e-5)

@@ -108,3 +108,23 @@ def test_half_precision_at_50257_classes(dtype):
     exact = np.asarray(given, np.float64)
     expected = np.log(np.exp(exact).sum(-1)) - exact[np.arange(4), labels]
     np.testing.assert_allclose(losses.cross_entropy(given, labels), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("degree", [2.0, 7.0, 50.0, 1000.0, np.inf])
+def test_a_norm_reaches_to_the_largest_numbers(degree):
+    x = np.float64([2e38, 1e38])
+    longest = x.max() * (np.sum((x / x.max()) ** degree) ** (1 / degree) if np.isfinite(degree) else 1.0)
+    slope = (x / longest) ** (degree - 1) if np.isfinite(degree) else np.float64([1.0, 0.0])
+
+    @jax.jit
+    def distance(a):  # from 0, less the distance to itself
+        return losses.triplet((a, jnp.zeros_like(a), jax.lax.stop_gradient(a)), margin=0.0, degree=degree).sum()
+
+    value, gradient = jax.value_and_grad(distance)(jnp.float32(x)[None])
+    np.testing.assert_allclose(value, longest, rtol=2e-6)
+    np.testing.assert_allclose(gradient, slope[None], rtol=2e-5, atol=1e-30)
+
+
+def test_a_cosine_of_the_largest_numbers():
+    x = jnp.float32([[9e37, 0.0], [3e38, 3e38]])
+    np.testing.assert_allclose(losses.cosine(x, jnp.float32([[1.0, 0.0], [1.0, 0.0]])), [0, 1 - 0.5**0.5], rtol=1e-6)

@@ -1,7 +1,7 @@
 """Losses: pure functions (outputs [*b, ...], targets [*b, ...], *, numbers) -> values [*b, ...]; none averages.
 
 `__all__` is the catalogue: each name in it is a loss, and what else is here helps to use one. Under `jit` a value may differ from the
-eager one in its last two bits: XLA then joins products and sums into one rounding.
+eager one in its last bits (three of 24, measured), a small part of a gradient in more: XLA then joins products and sums into one rounding.
 """
 
 from . import classification as _classification

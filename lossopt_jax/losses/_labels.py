@@ -78,19 +78,25 @@ def raw_class_targets(logits: Any, targets: Any, *, loss: str, ignore_index: int
     if not is_labels(targets):
         if targets.shape != logits.shape or not jnp.issubdtype(targets.dtype, jnp.floating) or classes is not None:
             raise ValueError(_contract(loss, logits, targets, distribution=classes is None))
+        check_classes(logits.shape, loss=loss)
         return ClassTargets(to_float32(logits), None, to_float32(targets), jnp.ones(logits.shape[:-1], to_float32(logits).dtype))
     if targets.shape != logits.shape[:-1]:
         raise ValueError(_contract(loss, logits, targets, distribution=classes is None))
     classes = logits.shape[-1] if classes is None else classes
-    if not classes:
-        raise ValueError(f"{loss}: outputs {logits.shape} have no classes on their last axis")
+    check_classes((*logits.shape[:-1], classes), loss=loss)
     _check_concrete(targets, classes, ignore_index, loss)
-    labels = _signed(targets)
+    labels = signed(targets)
     ignored = labels == ignore_index
     known = (labels >= 0) & (labels < classes)
     wide = to_float32(logits)
     counts = jnp.where(ignored, 0, jnp.where(known, 1, jnp.nan)).astype(wide.dtype)
     return ClassTargets(wide, jnp.where(ignored, -1, jnp.where(known, labels, 0)), None, counts)
+
+
+def check_classes(shape: tuple[int, ...], *, loss: str) -> None:
+    """ValueError for outputs of no classes: no class can be right."""
+    if not shape[-1:] or not shape[-1]:
+        raise ValueError(f"{loss}: outputs {shape} have no classes on their last axis")
 
 
 def is_labels(targets: Any) -> bool:
@@ -120,7 +126,7 @@ def weigh_classes(targets: Any, *, class_weights: Vector | None = None, ignore_i
         if class_weights is None:
             return jnp.ones(targets.shape[:-1], targets.dtype)
         return (targets * last_axis(class_vector(class_weights, targets.shape[-1], loss="weigh"), targets)).sum(-1)
-    labels = _signed(targets)
+    labels = signed(targets)
     ones = jnp.ones(labels.shape, jnp.float32)
     if class_weights is not None:
         ones = to_float32(class_weights).at[labels].get(mode="clip")
@@ -200,8 +206,13 @@ def last_axis(vector: Any, like: jax.Array, *, what: str = "a vector of class nu
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
-def _signed(labels: jax.Array) -> jax.Array:
-    return labels if labels.dtype == jnp.int64 else labels.astype(jnp.int32)  # uint8 cannot be compared with -100
+def signed(labels: jax.Array) -> jax.Array:
+    """Labels of a type that knows -100."""
+    if labels.dtype in (jnp.int64, jnp.int32):
+        return labels
+    if labels.dtype == jnp.uint32:  # what is beyond 2^31 is no class, and must not become -100
+        labels = jnp.minimum(labels, np.uint32(2**31 - 1))
+    return labels.astype(jnp.int32)  # uint8 cannot be compared with -100
 
 
 def _check_concrete(targets: jax.Array, classes: int, ignore_index: int, loss: str) -> None:

@@ -151,7 +151,8 @@ def _block(operands: Operands, labels: Labels, tokens: _Span, words: _Span) -> _
         return _Block(z, None, None, hidden, kernel)
     u = z / operands.soft_cap
     bent = jnp.tanh(u)
-    slope = 1 - bent * bent
+    tail = jnp.exp(-2 * jnp.abs(u))
+    slope = 4 * tail / jnp.square(1 + tail)  # sech^2; 1 - tanh^2 has no digits left where the cap holds
     return _Block(operands.soft_cap * bent, slope, bent - u * slope, hidden, kernel)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, as_array, check_same_shape, to_float32
-from ._labels import binary_targets, class_targets, is_labels
+from ._labels import binary_targets, class_targets, is_labels, signed
 from ._stable import hot, sigmoid_pair, softmax_pair
 
 FEW_CLASSES = 64  # up to which a product of classes x classes a pixel is cheaper than three sums over arrays of the logits' size
@@ -143,7 +143,7 @@ def weigh_batch(targets: Any, *, ignore_index: int = -100) -> jax.Array:
 def _any_counts(targets: Any, ignore_index: int, over_pixels: Callable[[jax.Array], jax.Array]) -> jax.Array:
     targets = jnp.asarray(targets)
     labelled = is_labels(targets) and targets.dtype != jnp.bool_
-    counts = targets.astype(jnp.int32) != ignore_index if labelled else jnp.ones(targets.shape, bool)
+    counts = signed(targets) != ignore_index if labelled else jnp.ones(targets.shape, bool)
     return over_pixels(counts).astype(jnp.float32)
 
 
@@ -238,7 +238,7 @@ def multilabel_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: 
 def _sigmoid_regions(outputs: jax.Array, targets: jax.Array, *, ignore_index: int, loss: str) -> Regions:
     x, counts, labelled = to_float32(outputs), jnp.ones((1,) * outputs.ndim), is_labels(targets) and targets.dtype != jnp.bool_
     if labelled:
-        void = targets.astype(jnp.int32) == ignore_index
+        void = signed(targets) == ignore_index
         x, targets, counts = jnp.where(void, 0, x), jnp.where(void, 0, targets), jnp.where(void, 0.0, 1.0)
     t = binary_targets(targets, loss=loss)
     counts = jnp.where(jnp.isnan(t), jnp.nan, counts) if labelled else counts

@@ -191,12 +191,16 @@ def soft_nll(logits: jax.Array, weights: jax.Array) -> jax.Array:
     It is W lse - sum_j weights_j (logit_j - m), W = sum weights: two terms >= 0. Its gradient is `soft_slope`.
     """
     more = top_parts(logits)[2]
-    # A product with the lowest number instead of -inf is 0 for a weight of 0, without a choice for each element. The difference is
-    # not written as in `top_parts`: XLA would keep what both have in common as an array, and it is as large as the logits.
-    low = jnp.finfo(logits.dtype).min
-    below = (weights * jnp.maximum(logits + -peak_of(logits), low)).sum(-1)
-    if_infinite = jnp.minimum(below - low * 1e-6, 0) * -low  # 0 or -inf: a choice here would split the pass in two
-    return weights.sum(-1) * jnp.log1p(more)[..., 0] - (below + if_infinite)
+    peak = -peak_of(logits)
+
+    def careful() -> jax.Array:
+        return times(weights, logits + peak).sum(-1)
+
+    # The difference is not written as in `top_parts`: XLA would keep what both have in common as an array, as large as the logits.
+    below = (weights * (logits + peak)).sum(-1)
+    # A weight of 0 makes NaN of a logit of -inf. To choose for each element is a pass of its own, so only where that has happened.
+    below = lax.cond(jnp.isnan(below.sum()), careful, lambda: below)
+    return weights.sum(-1) * jnp.log1p(more)[..., 0] - below
 
 
 def _soft_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]

@@ -20,9 +20,9 @@ def norm(x: jax.Array, degree: Scalar = 2.0) -> jax.Array:
         return lax.cond(degree == 2, jnp.square, lambda s: s**degree, size)
 
     def finite(x: jax.Array) -> jax.Array:
-        size, total = _scaled_sum(x, lambda x: power(jnp.abs(x)))
+        size, huge, total = _scaled_sum(x, lambda x: power(jnp.abs(x)))
         root = lax.cond(degree == 2, jnp.sqrt, lambda t: t ** (1 / degree), jnp.where(total == 0, 1, total))
-        return (jnp.where(total == 0, 0, root) * size)[..., 0]
+        return (jnp.where(total == 0, 0, root) * size * huge)[..., 0]
 
     return lax.cond(jnp.isinf(degree), lambda x: jnp.abs(x).max(-1, initial=0), finite, x)
 
@@ -31,7 +31,8 @@ def _norm_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (x, degree), (dx, ddegree) = primals, tangents
     degree = jnp.asarray(degree, x.dtype)
     length = norm(x, degree)
-    unit = x / jnp.where(length == 0, 1, length)[..., None]
+    huge = jnp.where(length > jnp.finfo(x.dtype).max / 8, jnp.asarray(8, x.dtype), 1)  # see `_scaled_sum`
+    unit = x / huge[..., None] / (jnp.where(length == 0, 1, length) / huge)[..., None]
     tangent = jnp.zeros_like(length)
     if not isinstance(dx, SymbolicZero):
         tangent += (lax.cond(degree == 2, lambda u: u, lambda u: _slope(u, degree), unit) * dx).sum(-1)
@@ -62,28 +63,30 @@ def unit_vectors(x: jax.Array) -> jax.Array:
 
 def inverse_norms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """1 / |x| as two factors, [*b, 1] each, since it may overflow, and x times one of them does not; (1, 0) where x is 0."""
-    size, square = _scaled_sum(x, jnp.square)
-    return 1 / size, jnp.where(square == 0, 0, lax.rsqrt(jnp.where(square == 0, 1, square)))
+    size, huge, square = _scaled_sum(x, jnp.square)
+    return 1 / size, jnp.where(square == 0, 0, lax.rsqrt(jnp.where(square == 0, 1, square))) / huge
 
 
-def _scaled_sum(x: jax.Array, of: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(size, the sum of `of(x / size)`), [*b, 1] each: 1, unless the sum as it stands has overflown or lost digits to underflow.
+def _scaled_sum(x: jax.Array, of: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(size, huge, the sum of `of(x / huge / size)`), [*b, 1] each: 1 and 1, unless the sum has overflown or lost digits to underflow.
 
-    Then it is the largest there is in the vector, a constant to differentiation. The sum is 0 for the vector 0 alone.
+    Then their product is the largest there is in the vector, a constant to differentiation; huge is 8 where 1 / that is too small a
+    number to be kept. The sum is 0 for the vector 0 alone.
     """
     plain, extremes = of(x).sum(-1, keepdims=True), jnp.finfo(x.dtype)
     least, most = extremes.tiny * 1e10, extremes.max
     # By the least and the largest sum: XLA adds up floats much faster than it goes through bools.
     all_ordinary = (plain.min(initial=1) > least) & (plain.max(initial=1) <= most)
 
-    def by_the_largest() -> tuple[jax.Array, jax.Array]:
+    def by_the_largest() -> tuple[jax.Array, jax.Array, jax.Array]:
         ordinary = (plain > least) & (plain <= most)
         largest = lax.stop_gradient(jnp.abs(x)).max(-1, keepdims=True, initial=0)
         size = jnp.where(ordinary | (largest == 0), 1, jnp.maximum(largest, extremes.tiny))
-        return size, of(x / size).sum(-1, keepdims=True)
+        huge = jnp.where(size > extremes.max / 8, jnp.asarray(8, x.dtype), 1)
+        return size / huge, huge, of(x / huge / (size / huge)).sum(-1, keepdims=True)
 
     # Ordinary vectors cost one pass; to look for the largest first would be another.
-    return lax.cond(all_ordinary, lambda: (jnp.ones_like(plain), plain), by_the_largest)
+    return lax.cond(all_ordinary, lambda: (jnp.ones_like(plain), jnp.ones_like(plain), plain), by_the_largest)
 
 
 def all_cosines(left: jax.Array, right: jax.Array) -> jax.Array:

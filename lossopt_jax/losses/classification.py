@@ -7,6 +7,7 @@ from .._types import Scalar, Vector, check_same_shape, to_float32
 from ._divergences import js_terms, kl_of
 from ._labels import (
     binary_targets,
+    check_classes,
     class_vector,
     label_weights,
     last_axis,
@@ -211,6 +212,7 @@ def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """How far the prediction is from a distribution: sum_j q_j (log q_j - log softmax(z)_j), over the last axis; 0 log 0 = 0.
 
     logits: z [*b, c], or log-probabilities, which softmax leaves as they are; targets: q [*b, c], >= 0 -> [*b].
+    Where the sum of q is 1 to within its rounding (8 eps), it counts as 1: of nearly equal distributions that is most of the value.
     Kullback & Leibler 1951. torch: KLDivLoss of log-probabilities, summed over the last axis.
 
     >>> kl_divergence(jnp.array([[0.0, 0.0]]), jnp.array([[1.0, 0.0]])).round(4)
@@ -242,6 +244,7 @@ def multilabel_soft_margin(logits: jax.Array, targets: jax.Array, *, class_weigh
     Array([0.3466], dtype=float32)
     """
     values = binary_cross_entropy(logits, targets)
+    check_classes(values.shape, loss="multilabel_soft_margin")
     w = optional_vector(class_weights, values.shape[-1], loss="multilabel_soft_margin")
     return (values if w is None else values * lead(w, values)).mean(-1)
 
@@ -250,4 +253,5 @@ def _distributions(logits: jax.Array, targets: jax.Array, loss: str) -> tuple[ja
     check_same_shape(logits, targets, loss=loss)
     if not jnp.issubdtype(jnp.asarray(targets).dtype, jnp.floating):
         raise ValueError(f"{loss}: targets must be a distribution over the last axis, got {jnp.asarray(targets).dtype}")
+    check_classes(jnp.shape(logits), loss=loss)
     return to_float32(logits), to_float32(targets)

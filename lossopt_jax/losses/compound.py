@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Scalar, Vector, to_float32
-from ._labels import is_labels, weighed_by
+from ._labels import is_labels, signed, weighed_by
 from ._regions import weigh_images
 from .classification import binary_cross_entropy, binary_focal, cross_entropy, focal
 from .segmentation import dice
@@ -150,7 +150,7 @@ def _void(targets: jax.Array, ignore_index: int) -> jax.Array:
     targets = jnp.asarray(targets)
     if not is_labels(targets) or targets.dtype == jnp.bool_:
         return jnp.zeros(targets.shape, bool)
-    return targets.astype(jnp.int32) == ignore_index
+    return signed(targets) == ignore_index
 
 
 def _without_void(outputs: jax.Array, targets: jax.Array, ignore_index: int) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, as_array, to_float32
-from ._labels import read_by, weighed_by
+from ._labels import read_by, signed, weighed_by
 from ._stable import nll_of_all
 from ._vectors import all_cosines, all_distances, norm, vectors
 
@@ -148,9 +148,7 @@ def mine_semi_hard(distances: jax.Array, labels: jax.Array, *, ignore_index: int
 
 def _pairs(labels: jax.Array, ignore_index: int) -> tuple[jax.Array, jax.Array]:
     """[b] -> whether i, j share a label and are not one, whether they do not share one; neither where one is ignored."""
-    if labels.dtype != jnp.int64:
-        labels = labels.astype(jnp.int32)
-    counts = labels != ignore_index
+    counts = signed(labels) != ignore_index
     both = counts[:, None] & counts[None, :]
     equal = labels[:, None] == labels[None, :]
     return both & equal & ~jnp.eye(labels.shape[0], dtype=bool), both & ~equal
@@ -163,9 +161,8 @@ def _embeddings(outputs: jax.Array, targets: jax.Array, ignore_index: int, *, lo
             f"{loss}: outputs must be [b, d] and targets integer labels [b], got outputs {outputs.shape} and targets "
             f"{targets.shape} of {targets.dtype}"
         )
-    labels = targets if targets.dtype == jnp.int64 else targets.astype(jnp.int32)
     # Garbage in what is ignored must not reach a product, not even times 0.
-    return jnp.where((labels == ignore_index)[:, None], 0, to_float32(outputs)), labels
+    return jnp.where((signed(targets) == ignore_index)[:, None], 0, to_float32(outputs)), targets
 
 
 def _labelled(outputs: jax.Array, targets: jax.Array, degree: Scalar, ignore_index: int, *, loss: str) -> tuple[jax.Array, jax.Array]:
