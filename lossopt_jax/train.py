@@ -19,6 +19,7 @@ from .checkpoint import same_run
 from .data import as_batch, batch_indices, examples, pieces, take
 from .loop import Callbacks, Program, Run, chunk_length, evaluation_steps, host_loop, kept_start
 from .models import Apply, Model
+from .products import with_products_along
 from .recipe import Recipe
 from .reduce import mean
 from .step import TrainState, check_recipe, eval_step, init_state, train_step
@@ -49,9 +50,12 @@ def train_chunk(
     """
     model, packed, unpacked = _packed(model, recipe, carry.state)
 
+    step = partial(train_step, model, recipe)
+    step = with_products_along(step) if jax.default_backend() == "cpu" else step
+
     @jax.jit  # traced once for the shapes and the loop
     def one(state: TrainState, i: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        return train_step(model, recipe, state, take(data, indices[i]))
+        return step(state, take(data, indices[i]))
 
     shapes = jax.eval_shape(one, packed, jnp.int32(0))[1]
     buffers = {name: jnp.zeros((len(indices), *s.shape), s.dtype) for name, s in shapes.items()}

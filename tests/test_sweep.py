@@ -155,7 +155,7 @@ def test_one_trace_whatever_the_numbers_and_the_count_of_lanes():
 
     model = lo.Model(lambda key, inputs: (jax.random.normal(key, (64, 10)) * 0.01, {}), apply)
     lo.sweep(model, trials(12), train=TASK.train, run=lo.Run(steps=30, batch_size=8, chunk=7), plan=PLAN)
-    assert len(traces) == 2  # for the shapes of the metrics and for the program, however many chunks, turns and lanes
+    assert len(traces) == 1  # however many chunks, turns and lanes
 
 
 def test_a_plan_beyond_the_machine_is_refused():
