@@ -71,6 +71,9 @@ def _lies_across(eqn: Any) -> bool:
 
 def _product_along(x: jax.Array, y: jax.Array, *, precision: Any, preferred_element_type: Any, **_: Any) -> jax.Array:
     x, y = (a.reshape(math.prod(a.shape[:-1]), a.shape[-1]) for a in (x, y))
-    # JAX asks for the gradient as (dy^T x)^T, so what it is made from is the second. Without the barrier XLA would take the copy back.
-    turned = lax.optimization_barrier(y.T)
-    return lax.dot_general(turned, x, (((1,), (0,)), ((), ())), precision, preferred_element_type).T
+
+    def of_turned(a: jax.Array, b: jax.Array) -> jax.Array:  # a^T b; without the barrier XLA would take the copy back
+        return lax.dot_general(lax.optimization_barrier(a.T), b, (((1,), (0,)), ((), ())), precision, preferred_element_type)
+
+    # JAX asks for a gradient as (dy^T x)^T, so what is made from the second lies right. Patches of a convolution cost more to turn than dy.
+    return of_turned(y, x).T if y.size <= x.size + x.shape[1] * y.shape[1] else of_turned(x, y)

@@ -123,9 +123,10 @@ class Transformer(nn.Module):
 
 
 def _halved(x: jax.Array) -> jax.Array:
-    """2 x 2 mean pooling, as a reshape: on CPU a windowed reduction and its gradient are many times slower."""
+    """2 x 2 mean pooling, as three sums: on CPU a reduction over so short axes is two to three times slower, a windowed one more."""
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return (x[:, :, 0, :, 0] + x[:, :, 0, :, 1] + x[:, :, 1, :, 0] + x[:, :, 1, :, 1]) / 4
 
 
 def _doubled(x: jax.Array) -> jax.Array:

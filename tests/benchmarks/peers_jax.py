@@ -39,7 +39,8 @@ class CNN(nn.Module):
         for channels in (16, 32):
             x = nn.relu(self.conv(channels, (3, 3))(x))
             b, h, w, c = x.shape
-            x = x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+            x = x.reshape(b, h // 2, 2, w // 2, 2, c)  # summed by hand: XLA's sums over so short axes are slower
+            x = (x[:, :, 0, :, 0] + x[:, :, 0, :, 1] + x[:, :, 1, :, 0] + x[:, :, 1, :, 1]) / 4
         return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))
 
 
