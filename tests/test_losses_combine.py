@@ -142,6 +142,34 @@ def test_uncertainty_is_the_formula_and_a_gap_moves_nothing():
         loss((outputs[0], s[0]), targets)
 
 
+@pytest.mark.parametrize("garbage", [-100.0, 100.0, np.nan, -np.inf, np.inf])
+def test_what_lies_in_the_log_variance_of_a_gap_is_nothing(garbage):
+    per_task = jnp.asarray(Z[:, 0, 0]), jnp.asarray(Z[:, 0, :, 0])
+    targets = jnp.array([0, -100, 1, -100]), jnp.asarray(Z[:, 1, :, 0])
+    loss = lo.bind(losses.uncertainty_weighted, losses=(lo.bind(losses.cross_entropy), lo.bind(losses.mse)))
+
+    @jax.jit
+    def run(s):
+        values, pushed = jax.jvp(lambda s: loss((per_task, s), targets), (s,), (jnp.ones_like(s),))
+        return values, pushed, jax.grad(lambda at: loss(at, targets).sum())((per_task, s))
+
+    plain = Z[:, 2, 0]
+    spoilt = np.where(np.array([[False, False], [True, False]] * 2), np.float32(garbage), plain)
+    for got, want in zip(jax.tree.leaves(run(spoilt)), jax.tree.leaves(run(plain)), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert (np.asarray(run(spoilt)[2][1])[[1, 3], 0] == 0).all()
+
+
+def test_a_task_without_loss_costs_its_log_variance():
+    # exp(-s) L + s at L = (z - y)^2 = 0: s, with slope 1 in s and exp(-s) 2 (z - y) = 0 in z, though e^100 be no float32.
+    loss = lo.bind(losses.uncertainty_weighted, losses=(lo.bind(losses.mse),), weights=[2.0])
+    z, s = jnp.array([1.0, -2.0, 0.5]), jnp.array([[-100.0], [-1e4], [3.0]])
+    value, slopes = jax.jit(jax.value_and_grad(lambda at: loss(((at[0],), at[1]), (z,)).sum()))((z, s))
+    np.testing.assert_allclose(value, -10097.0, rtol=1e-6)
+    np.testing.assert_array_equal(slopes[0], np.zeros(3))
+    np.testing.assert_array_equal(slopes[1], np.ones((3, 1)))
+
+
 class TwoHeads(nn.Module):
     """A class and a number from the same inputs, and a log-variance for each task, the same for all examples."""
 

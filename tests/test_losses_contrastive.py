@@ -336,6 +336,49 @@ def test_small_angles_keep_their_digits():
     np.testing.assert_allclose(value("cosine", x, y), 1 - 1 / np.sqrt(1 + np.float64(np.float32(1e-3)) ** 2), rtol=1e-5)
 
 
+def test_small_cosines_and_small_angles_of_embeddings_keep_their_digits():
+    # With a = arctan t: of (1, 0) and (t, 1) cos is sin a, of which 1 - (1 - cos) has few digits; of (1, t) 1 - cos is 2 sin^2(a / 2).
+    x = np.float32([[1.0, 0.0]])
+    for t in np.float32([1e-7, 1e-4, 1e-2]):
+        angle = np.arctan(np.float64(t))
+        far, near = (x, np.float32([[t, 1.0]])), (x, np.float32([[1.0, t]]))
+        np.testing.assert_allclose(value("cosine_embedding", far, np.array([-1])), np.sin(angle), rtol=1e-6)
+        np.testing.assert_allclose(value("cosine_embedding", near, np.array([1])), 2 * np.sin(angle / 2) ** 2, rtol=1e-5)
+        # The gradient of cos in u is v - cos u.
+        np.testing.assert_allclose(run("cosine_embedding", near, np.array([-1]))[1][0], [[0, np.sin(angle)]], rtol=1e-6, atol=1e-9)
+    x, y = np.random.default_rng(0).normal(size=(2, 512, 128)).astype(np.float32)
+    cosine = (unit_64(x.astype(np.float64)) * unit_64(y.astype(np.float64))).sum(-1)
+    # 6e-8 is what a number just below 1 is rounded by; from 1 - cos it was 2e-7.
+    np.testing.assert_allclose(value("cosine_embedding", (x, y), np.full(512, -1)), np.maximum(cosine, 0), atol=6e-8)
+
+
+@pytest.mark.parametrize("name", ["margin_ranking", "cosine_embedding", "contrastive"])
+def test_a_sign_that_is_none_is_loud_in_both_modes(name):
+    """Also where the hinge is flat, and where 255 is what uint8 has for -1."""
+    low = name == "margin_ranking"
+    outputs = jax.tree.map(jnp.asarray, (A[:, 0], B[:, 0]) if low else (A, B))
+    loss = jax.jit(functools.partial(getattr(losses, name), margin=-10.0 if name != "cosine_embedding" else 10.0))
+    for targets in (np.array([1, 7, 1, 7, 1, 7]), np.array([1, 255, 1, 255, 1, 255], np.uint8)):
+        pullback = jax.jit(lambda o, y: jax.vjp(lambda o: loss(o, y), o)[1](jnp.ones(6)))
+        pushed = jax.jit(lambda o, y: jax.jvp(lambda o: loss(o, y), (o,), (jax.tree.map(jnp.ones_like, o),)))
+        for x in jax.tree.leaves((pullback(outputs, targets), pushed(outputs, targets))):
+            assert np.isnan(x[1::2]).all()
+            assert np.isfinite(x[::2]).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_second_derivatives_of_cosines(sign):
+    def formula(x, y):
+        cosine = (x * y).sum() / jnp.sqrt((x * x).sum() * (y * y).sum())
+        return 1 - cosine if sign == 1 else cosine
+
+    with jax.enable_x64(True):
+        x, y = jnp.asarray(A[0], jnp.float64), jnp.asarray(B[0], jnp.float64)
+        loss = lambda x, y: losses.cosine_embedding((x[None], y[None]), jnp.array([sign]), margin=-2.0)[0]  # noqa: E731
+        for got, want in zip(*(jax.tree.leaves(jax.jit(jax.hessian(f, (0, 1)))(x, y)) for f in (loss, formula)), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
 def test_arcface_and_cosface_at_the_ends_of_the_cosine():
     ends = np.float32([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0], [1.0000001, 0.0]])
     for name in ("arcface", "cosface"):
@@ -445,6 +488,69 @@ def test_ranking_extremes_and_padding(name):
     assert first[1][1, 2] == 0
     for x in run(name, np.zeros((2, 3), np.float32), np.full((2, 3), -1, np.int32)):
         np.testing.assert_array_equal(x, 0)
+
+
+@pytest.mark.parametrize("name", ["listwise_softmax", "pairwise_logistic", "lambdarank"])
+def test_a_score_of_minus_infinity_is_a_very_low_one(name):
+    scores, relevance = np.float32([[1, -np.inf, 0, -np.inf], [0.5, 1, -np.inf, 0]]), np.int32([[2, 0, 1, 0], [1, 2, 0, -1]])
+    low = np.where(np.isinf(scores), -1e4, scores).astype(np.float32)
+    for got, want in zip(run(name, scores, relevance), run(name, low, relevance), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    loss = getattr(losses, name)
+    pushed, expected = (
+        jax.jit(lambda s: jax.jvp(lambda s: loss(s, relevance), (s,), (jnp.asarray(SCORES[:2, :4]),)))(s) for s in (scores, low)
+    )
+    np.testing.assert_allclose(jnp.array(pushed), jnp.array(expected), rtol=1e-6)
+    if name != "listwise_softmax":
+        in_sigma = jax.jit(jax.grad(lambda sigma, s: loss(s, relevance, sigma=sigma).sum()))
+        np.testing.assert_allclose(in_sigma(1.0, scores), in_sigma(1.0, low), rtol=1e-6)
+        assert np.isfinite(jax.jit(jax.hessian(lambda s: loss(s, relevance).sum()))(scores)).all()
+
+
+@pytest.mark.parametrize("name", ["listwise_softmax", "pairwise_logistic", "lambdarank"])
+def test_an_unknown_relevance_is_loud_in_its_whole_list_alone(name):
+    relevance = RELEVANCE.astype(np.float32)
+    good = run(name, SCORES, relevance)
+    relevance[0, 3] = np.nan
+    values, gradient = run(name, SCORES, relevance)
+    assert np.isnan(values[0])
+    assert np.isnan(gradient[0]).all()
+    np.testing.assert_array_equal(values[1:], good[0][1:])
+    np.testing.assert_array_equal(gradient[1:], good[1][1:])
+    pushed = jax.jit(lambda s: jax.jvp(lambda s: getattr(losses, name)(s, relevance), (s,), (jnp.zeros_like(s),))[1])(SCORES)
+    np.testing.assert_array_equal(np.isnan(pushed), [True, False, False, False])
+
+
+def test_no_relevance_is_too_large_for_lambdarank():
+    # One relevant item at rank 2: the swap gains all of 1 / log2(2) - 1 / log2(3), whatever the gain is, as it is the ideal DCG too.
+    want = (1 - 1 / np.log2(3)) * np.log1p(np.exp(1.0))
+    relevance = np.float32([[y, 0] for y in (1, 30, 125, 126, 127, 128, 1e4, 1e30)])
+    np.testing.assert_allclose(value("lambdarank", np.tile(np.float32([[1, 2]]), (8, 1)), relevance), want, rtol=1e-6)
+    # 2^y - 1 of small and of close relevances, against the largest.
+    scores, relevance = SCORES[:2], np.float32([[1e-3, 0, 2e-3, 3e-3, 0, 0], [100, 101, 0, 99, 60, 101]])
+    want = pairs_64(scores.astype(np.float64), relevance.astype(np.float64), weight=ndcg_change).real
+    np.testing.assert_allclose(value("lambdarank", scores, relevance), want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("top", [None, 995])
+def test_lambdarank_keeps_its_digits_on_deep_ranks(top):
+    # d/ds_j of the pairs of the one relevant item i at rank n - 1, whose ideal DCG is 1: |D_i - D_j| / (1 + e^(s_i - s_j)).
+    n = 1000
+    scores, ranks = np.sort(draw(n))[::-1].copy(), np.arange(1, n + 1)
+    discount = np.where(ranks <= (top or n), 1 / np.log2(1 + ranks), 0)
+    slope = np.abs(discount - discount[n - 2]) / (1 + np.exp(scores[n - 2] - scores.astype(np.float64)))
+    slope[n - 2] = -slope.sum()
+    relevance = (ranks == n - 1).astype(np.int32)
+    gradient = jax.jit(jax.grad(lambda s: losses.lambdarank(s, relevance, top=top)))(scores)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-6)
+
+
+def test_a_list_of_nothing():
+    nothing = np.zeros((2, 0), np.float32)
+    for name in ("listwise_softmax", "pairwise_logistic", "lambdarank"):
+        values, gradient = run(name, nothing, nothing)
+        np.testing.assert_array_equal(values, [0, 0])
+        assert gradient.shape == (2, 0)
 
 
 def test_wrongly_ordered_extremes_are_right():

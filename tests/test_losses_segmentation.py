@@ -379,6 +379,17 @@ def test_a_binary_target_that_is_neither_is_loud(name):
         assert np.isfinite(x[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("target", [7, 0.5, np.nan])
+def test_lovasz_hinge_is_loud_also_where_a_margin_is_kept(target):
+    """The pixel of the wrong target costs nothing, so that its own slope is 0; float targets between 0 and 1 are wrong too."""
+    x, y = np.float32([[-5, 5, -5], [0.5, 2, -5]]), np.array([[target, 1, 0], [1, 1, 0]])
+    values, gradient = run("lovasz_hinge", x, y)
+    np.testing.assert_array_equal(np.isnan(values), [True, False])
+    np.testing.assert_array_equal(np.isnan(gradient), [[True] * 3, [False] * 3])
+    pushed = jax.jit(lambda x, y: jax.jvp(lambda x: losses.lovasz_hinge(x, y), (x,), (jnp.ones_like(x),))[1])(x, y)
+    np.testing.assert_array_equal(np.isnan(pushed), [True, False])
+
+
 def test_statistics_add_up_over_micro_batches():
     whole = value("batch_dice", LOGITS, LABELS)
     pieces = [losses.over_batch(losses.region_statistics(LOGITS[i:j], LABELS[i:j])) for i, j in ((0, 2), (2, 2), (2, 3))]
@@ -614,6 +625,19 @@ def test_shapes_are_checked():
 def test_no_images():
     assert losses.dice(LOGITS[:0], LABELS[:0]).shape == (0, 3)
     assert losses.lovasz_hinge(X[:0], MASK[:0]).shape == (0,)
+
+
+def test_images_without_pixels():
+    for shape in ((2, 0, 3), (2, 3, 0)):
+        y = np.zeros(shape, np.int32)
+        for name in ("cl_dice", "dice", "lovasz_softmax"):
+            values, gradient = run(name, np.zeros((*shape, 2), np.float32), y)
+            np.testing.assert_array_equal(values, np.zeros((2, 1 if name == "cl_dice" else 2)))
+            assert gradient.shape == (*shape, 2)
+        for name in ("binary_cl_dice", "binary_dice", "lovasz_hinge"):
+            values, gradient = run(name, y.astype(np.float32), y)
+            np.testing.assert_array_equal(values, [0, 0])
+            assert gradient.shape == shape
 
 
 @pytest.mark.parametrize("name", CLASSES)

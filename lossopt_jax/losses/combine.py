@@ -7,6 +7,7 @@ mean over the weights' sum), and 1, or 0 where no part counts anything of it, in
 divide, as in `dice_cross_entropy`). Both are additive, so the mean stays exact over masks and micro-batches.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from .._types import PyTree, Scalar, to_float32
 from ..reduce import bound_values, fit_own, own_weights
-from ._labels import is_labels, weighed_by
+from ._labels import is_labels, signed, weighed_by
 
 __all__ = ["uncertainty_weighted", "weighted_sum", "weighted_tasks"]
 
@@ -113,10 +114,17 @@ def uncertainty_weighted(
         )
     means = [_mean_of_example(*_part(loss, z, y)) for loss, z, y in zip(losses, per_task, targets, strict=True)]
     terms = [
-        jnp.where(counted, weight * jnp.exp(-s[:, k]) * value + s[:, k], 0)
+        _uncertain(jnp.asarray(weight, value.dtype) * value, jnp.where(counted, s[:, k], 0))
         for k, (weight, (value, counted)) in enumerate(zip(weights, means, strict=True))
     ]
-    return _summed((1.0,) * len(losses), terms)
+    return sum(terms[1:], terms[0])
+
+
+def _uncertain(value: jax.Array, s: jax.Array) -> jax.Array:
+    """exp(-s) value + s; where the value is 0 it is s, however large exp(-s) is."""
+    # 0 times an infinite exp(-s) would be NaN, and so would its slopes. A tenth is left to the weight and to the slope of the value.
+    most = 0.9 * math.log(jnp.finfo(s.dtype).max)
+    return value * jnp.exp(jnp.where(value == 0, jnp.minimum(-s, most), -s)) + s
 
 
 def _alike(counts: Sequence[jax.Array | None]) -> bool:
@@ -177,7 +185,7 @@ def _summed(weights: Sequence[Scalar], values: Sequence[jax.Array]) -> jax.Array
 
 
 def _not_void(targets: jax.Array, ignore_index: int) -> jax.Array:
-    return jnp.asarray(targets).astype(jnp.int32) != ignore_index
+    return signed(jnp.asarray(targets)) != ignore_index
 
 
 def _has_labels(targets: PyTree) -> bool:

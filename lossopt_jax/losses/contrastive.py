@@ -26,7 +26,7 @@ def cosine(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     Array([0., 1.], dtype=float32)
     """
     check_same_shape(outputs, targets, loss="cosine")
-    return _cosine_distance(to_float32(outputs), to_float32(targets))
+    return _distance_or_cosine(to_float32(outputs), to_float32(targets), jnp.ones(jnp.shape(outputs)[:-1], bool))
 
 
 def cosine_embedding(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, margin: Scalar = 0.0) -> jax.Array:
@@ -38,9 +38,9 @@ def cosine_embedding(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *
     Array([0.293, 0.707], dtype=float32)
     """
     x, y = vectors(outputs, count=2, loss="cosine_embedding", what="(x, y)")
-    same, x, y = _labelled_pairs(targets, x, y, loss="cosine_embedding")
-    distance = _cosine_distance(x, y)
-    return jnp.where(same, distance, jax.nn.relu(1 - distance - margin))
+    same, counts = _labelled_pairs(targets, x, loss="cosine_embedding")
+    value = _distance_or_cosine(x, y, same)
+    return counts * jnp.where(same, value, jax.nn.relu(value - margin))
 
 
 def contrastive(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, margin: Scalar = 1.0, degree: Scalar = 2.0) -> jax.Array:
@@ -53,8 +53,8 @@ def contrastive(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, mar
     Array([12.5,  0.5], dtype=float32)
     """
     x, y = vectors(outputs, count=2, loss="contrastive", what="(x, y)")
-    same, x, y = _labelled_pairs(targets, x, y, loss="contrastive")
-    distance = norm(x - y, degree)
+    same, counts = _labelled_pairs(targets, x, loss="contrastive")
+    distance = norm((x - y) * counts[..., None], degree)
     return jnp.square(jnp.where(same, distance, jax.nn.relu(margin - distance))) / 2
 
 
@@ -171,23 +171,27 @@ def arcface(outputs: jax.Array, targets: jax.Array, *, scale: Scalar = 64.0, mar
 
 
 @jax.custom_jvp
-def _cosine_distance(x: jax.Array, y: jax.Array) -> jax.Array:
-    (scale_x, inverse_x), (scale_y, inverse_y) = inverse_norms(x), inverse_norms(y)
-    apart = x * scale_x * inverse_x - y * scale_y * inverse_y
-    return jnp.where((inverse_x == 0) | (inverse_y == 0), 1, jnp.square(apart).sum(-1, keepdims=True) / 2)[..., 0]
-
-
-@_cosine_distance.defjvp
-def _cosine_distance_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    (x, y), (dx, dy) = primals, tangents
+def _distance_or_cosine(x: jax.Array, y: jax.Array, same: jax.Array) -> jax.Array:
+    """1 - cos where `same`, as |u - v|^2 / 2 of unit vectors, elsewhere cos, as u.v: either with its own digits, and one sum for both."""
     (scale_x, inverse_x), (scale_y, inverse_y) = inverse_norms(x), inverse_norms(y)
     u, v = x * scale_x * inverse_x, y * scale_y * inverse_y
-    distance = _cosine_distance(x, y)
-    zero, less = (inverse_x == 0) | (inverse_y == 0), distance[..., None]
+    total = jnp.where(same[..., None], jnp.square(u - v), u * v).sum(-1)
+    zero = ((inverse_x == 0) | (inverse_y == 0))[..., 0]
+    return jnp.where(same, jnp.where(zero, 1, total / 2), total)
+
+
+@_distance_or_cosine.defjvp
+def _distance_or_cosine_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (x, y, same), (dx, dy, _) = primals, tangents
+    (scale_x, inverse_x), (scale_y, inverse_y) = inverse_norms(x), inverse_norms(y)
+    u, v = x * scale_x * inverse_x, y * scale_y * inverse_y
+    value = _distance_or_cosine(x, y, same)
+    zero, less = (inverse_x == 0) | (inverse_y == 0), jnp.where(same, value, 1 - value)[..., None]
     # d(1 - u.v) = -(v - (u.v) u) dx / |x|, written in the distance, so that nothing cancels at small angles.
     slope_x = jnp.where(zero, 0, (u - v - less * u) * inverse_x * scale_x)
     slope_y = jnp.where(zero, 0, (v - u - less * v) * inverse_y * scale_y)
-    return distance, (slope_x * dx + slope_y * dy).sum(-1)
+    tangent = (slope_x * dx + slope_y * dy).sum(-1)
+    return value, jnp.where(same, tangent, -tangent)
 
 
 def _cosines(outputs: jax.Array, targets: jax.Array, ignore_index: int, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -197,19 +201,19 @@ def _cosines(outputs: jax.Array, targets: jax.Array, ignore_index: int, *, loss:
     return given.logits, given.labels, given.counts
 
 
-def _labelled_pairs(targets: jax.Array, x: jax.Array, y: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which pairs belong together, and the embeddings, NaN where the target is none of 1, 0 and -1 (ValueError for a known integer)."""
+def _labelled_pairs(targets: jax.Array, x: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array]:
+    """Which pairs belong together, and 1, or NaN where the target is none of 1, 0 and -1 (ValueError for a known integer)."""
     targets = as_array(targets, what=loss)
     if targets.shape != x.shape[:-1]:
         raise ValueError(f"{loss}: for outputs {x.shape} targets must have shape {x.shape[:-1]}, got {targets.shape}")
     if targets.dtype == jnp.bool_:
-        return targets, x, y
-    known = (targets == 1) | (targets == 0) | (targets == -1)
+        return targets, jnp.ones(targets.shape, x.dtype)
     if is_labels(targets):
         check_among(targets, (1, 0, -1), loss)
-    # On the embeddings, not on the values: relu's slope of 0 would hide it from the gradient.
-    factor = jnp.where(known, 1, jnp.nan).astype(x.dtype)[..., None]
-    return targets == 1, x * factor, y * factor
+    targets = to_float32(targets)  # to uint8, -1 is 255
+    # What is unknown goes with those that belong together: relu's slope of 0 would hide its NaN from the gradient.
+    same = (targets != 0) & (targets != -1)
+    return same, jnp.where(same & (targets != 1), jnp.nan, 1).astype(x.dtype)
 
 
 def _real_pairs(targets: jax.Array | None, left: jax.Array, right: jax.Array, *, loss: str) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._types import Scalar, as_array, check_same_shape, to_float32
-from ._labels import binary_targets, class_targets, is_labels, weighed_by
+from ._labels import binary_targets, class_targets, is_labels, signed, weighed_by
 from ._regions import weigh_images
 from ._stable import hot, softmax_pair
 
@@ -65,20 +65,24 @@ def lovasz_hinge(outputs: jax.Array, targets: jax.Array, *, ignore_index: int = 
     check_same_shape(outputs, targets, loss="lovasz_hinge")
     x, counts = to_float32(outputs), jnp.ones(outputs.shape, jnp.float32)
     if is_labels(targets) and targets.dtype != jnp.bool_:
-        void = targets.astype(jnp.int32) == ignore_index
+        void = signed(targets) == ignore_index
         x, targets, counts = jnp.where(void, 0, x), jnp.where(void, 0, targets), jnp.where(void, 0.0, 1.0)
-    t = binary_targets(targets, loss="lovasz_hinge")
+    t, pixels = binary_targets(targets, loss="lovasz_hinge"), (x.shape[0], math.prod(x.shape[1:]))
     counts = jnp.where((t == 0) | (t == 1), counts, jnp.nan).astype(x.dtype)
-    true = t == 1
-    errors = jax.nn.relu(1 - jnp.where(true, x, -x))
-    pixels = (errors.shape[0], math.prod(errors.shape[1:]))
-    return _lovasz(errors.reshape(pixels), true.reshape(pixels), counts.reshape(pixels))
+    x, true, counts = (part.reshape(pixels) for part in (x, t == 1, counts))
+    x = x * _loud(counts)[..., None]  # before relu as well as behind it: its slope of 0 would hide NaN from the gradient
+    return _lovasz(jax.nn.relu(1 - jnp.where(true, x, -x)), true, counts)
 
 
 def _lovasz(errors: jax.Array, true: jax.Array, counts: jax.Array) -> jax.Array:
     """[..., n] errors, whether in the region, 1 or 0 (void) or NaN (no class) -> [...]."""
     slopes = _slopes(jnp.where(counts == 0, -1, lax.stop_gradient(errors)), true, counts != 0)
-    return (errors * jnp.where(counts == 0, 0, slopes) * counts).sum(-1) * jnp.where(jnp.isnan(counts).any(-1), jnp.nan, 1)
+    return (errors * jnp.where(counts == 0, 0, slopes) * counts).sum(-1) * _loud(counts)
+
+
+def _loud(counts: jax.Array) -> jax.Array:
+    """[..., n] -> [...]: 1, or NaN where any pixel is of no class."""
+    return jnp.where(jnp.isnan(counts).any(-1), jnp.nan, 1)
 
 
 def _slopes(errors: jax.Array, true: jax.Array, valid: jax.Array) -> jax.Array:

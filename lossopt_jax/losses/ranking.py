@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from .._types import Scalar, check_same_shape, to_float32
 from ._labels import binary_targets
-from ._stable import nll_of_all, soft_nll, soft_slope, softplus_pair, times
+from ._stable import lead, nll_of_all, soft_nll, soft_slope, softplus_pair, times
 from ._vectors import vectors
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ def listwise_softmax(outputs: jax.Array, targets: jax.Array, *, temperature: Sca
     """
     _check(outputs, targets, loss="listwise_softmax")
     s = to_float32(outputs)
+    if not s.shape[-1]:
+        return s.sum(-1)  # 0, of a list without a largest score
     return _listwise(s, to_float32(targets).astype(s.dtype), jnp.asarray(temperature, s.dtype))
 
 
@@ -46,8 +49,7 @@ def pairwise_logistic(outputs: jax.Array, targets: jax.Array, *, sigma: Scalar =
     Array([0.127], dtype=float32)
     """
     s, y, real = _lists(outputs, targets, loss="pairwise_logistic")
-    values, better = _pair_losses(s, y, real, sigma)
-    return jnp.where(better, values, 0).sum((-2, -1))
+    return _pair_losses(s, y, real, sigma).sum((-2, -1))
 
 
 def lambdarank(outputs: jax.Array, targets: jax.Array, *, sigma: Scalar = 1.0, top: int | None = None) -> jax.Array:
@@ -62,13 +64,13 @@ def lambdarank(outputs: jax.Array, targets: jax.Array, *, sigma: Scalar = 1.0, t
     Array([0.047], dtype=float32)
     """
     s, y, real = _lists(outputs, targets, loss="lambdarank")
-    values, better = _pair_losses(s, y, real, sigma)
-    gain = jnp.where(real, jnp.expm1(y * jnp.log(2.0).astype(y.dtype)), 0)
-    discount = _discount(_ranks(jnp.where(real, s, -jnp.inf)), top, s.dtype)
-    ideal = (gain * _discount(_ranks(gain), top, s.dtype)).sum(-1)[..., None, None]
-    swap = jnp.abs(gain[..., :, None] - gain[..., None, :]) * jnp.abs(discount[..., :, None] - discount[..., None, :])
-    weights = lax.stop_gradient(swap / jnp.where(ideal == 0, 1, ideal))
-    return jnp.where(better, weights * values, 0).sum((-2, -1))
+    discount, rest = _discounts(s.shape[-1], top, s.dtype)
+    gain = _gains(y)
+    ideal = (jnp.sort(gain, descending=True) * lead(discount, gain)).sum(-1, keepdims=True)
+    gain = gain / jnp.where(ideal == 0, 1, ideal)
+    place = _places(jnp.where(real, s, -jnp.inf))
+    swap = _of_pairs(gain) * (_of_pairs(discount[place]) + _of_pairs(rest[place]))
+    return (lax.stop_gradient(jnp.abs(swap)) * _pair_losses(s, y, real, sigma)).sum((-2, -1))
 
 
 def margin_ranking(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, margin: Scalar = 0.0) -> jax.Array:
@@ -81,7 +83,9 @@ def margin_ranking(outputs: tuple[jax.Array, jax.Array], targets: jax.Array, *, 
     """
     first, second = vectors(outputs, count=2, loss="margin_ranking", what="(first scores, second scores)")
     check_same_shape(first, targets, loss="margin_ranking")
-    return jax.nn.relu(margin - binary_targets(targets, loss="margin_ranking", low=-1) * (first - second))
+    y = binary_targets(targets, loss="margin_ranking", low=-1)
+    short = margin - y * (first - second)
+    return jnp.where(short <= 0, 0, short)  # not relu, whose slope at NaN is 0: a wrong target is loud in forward mode too
 
 
 @jax.custom_jvp
@@ -132,22 +136,39 @@ def _lists(outputs: jax.Array, targets: jax.Array, *, loss: str) -> tuple[jax.Ar
 
 def _padding_apart(s: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     real = ~(y < 0)
-    s = jnp.where(jnp.isnan(y), jnp.nan, jnp.where(real, s, 0))  # an unknown relevance is loud
-    return s, jnp.where(real, y, 0).astype(s.dtype), real
+    s, y = jnp.where(real, s, 0), jnp.where(real, y, 0).astype(s.dtype)
+    # An unknown relevance, found by the sum, which is faster than to look at each, is loud in the gradient of all scores.
+    return s * jnp.where(jnp.isnan(y.sum(-1, keepdims=True)), jnp.nan, 1), y, real
 
 
-def _pair_losses(s: jax.Array, y: jax.Array, real: jax.Array, sigma: Scalar) -> tuple[jax.Array, jax.Array]:
-    """[*b, n, n]: the logistic loss of i above j, and whether i is the better one."""
-    _, if_above = softplus_pair(sigma * (s[..., :, None] - s[..., None, :]))
+def _pair_losses(s: jax.Array, y: jax.Array, real: jax.Array, sigma: Scalar) -> jax.Array:
+    """[*b, n, n]: the logistic loss of i above j where i is the better one, else 0."""
+    apart = _of_pairs(s)
     better = ~(y[..., :, None] <= y[..., None, :]) & real[..., :, None] & real[..., None, :]
-    return if_above, better
+    # Chosen before the loss too: what two scores of -inf differ by is NaN, and an infinite lead, which costs nothing, times a slope of 0.
+    matters = better & (apart != jnp.inf)
+    _, if_above = softplus_pair(sigma * jnp.where(matters, apart, 0))
+    return jnp.where(matters, if_above, 0)
 
 
-def _ranks(x: jax.Array) -> jax.Array:
-    """Place of each in falling order, from 1; of equals the first in the list comes first."""
-    return jnp.argsort(jnp.argsort(-lax.stop_gradient(x), -1, stable=True), -1) + 1
+def _of_pairs(x: jax.Array) -> jax.Array:
+    """[*b, n] -> [*b, n, n]: x_i - x_j."""
+    return x[..., :, None] - x[..., None, :]
 
 
-def _discount(ranks: jax.Array, top: int | None, dtype: jnp.dtype) -> jax.Array:
-    discount = 1 / jnp.log2(1 + ranks.astype(dtype))
-    return discount if top is None else jnp.where(ranks <= top, discount, 0)
+def _gains(y: jax.Array) -> jax.Array:
+    """(2^y - 1) / 2^(max y), which no relevance makes overflow: NDCG is a ratio of gains."""
+    return jnp.exp2(y - y.max(-1, keepdims=True, initial=0)) * -jnp.expm1(-y * jnp.log(2.0).astype(y.dtype))
+
+
+def _places(x: jax.Array) -> jax.Array:
+    """Place of each in falling order, from 0; of equals the first in the list comes first."""
+    return jnp.argsort(jnp.argsort(-lax.stop_gradient(x), -1, stable=True), -1)
+
+
+def _discounts(n: int, top: int | None, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """1 / log2(1 + r) at the ranks r = 1 ... n, rounded, and what is lost by that: neighbours far down differ in few digits of it."""
+    ranks = np.arange(1, n + 1)
+    exact = np.where(ranks <= (n if top is None else top), 1 / np.log2(1 + ranks), 0)
+    rounded = exact.astype(dtype)
+    return jnp.asarray(rounded), jnp.asarray((exact - rounded).astype(dtype))

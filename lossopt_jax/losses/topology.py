@@ -63,6 +63,8 @@ def soft_skeleton(image: jax.Array, *, iterations: int = 3) -> jax.Array:
     >>> soft_skeleton(jnp.array([0.0, 1, 1, 1, 0])[None, :, None])[0, :, 0]
     Array([0., 0., 1., 0., 0.], dtype=float32)
     """
+    if not image.size:
+        return image  # an axis without pixels has no edges to repeat
     axes = range(1, image.ndim - 1)
 
     def thinner(state: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
