@@ -1,8 +1,10 @@
 """Optimizers: learning_rate -> optax.GradientTransformation, every number traced, in float32 whatever the parameters' dtype.
 
-`__all__` is the catalogue. Beside it: `decay_matrices_only`, a mask for what decays, and `schedule_free_eval_params`.
+`__all__` is the catalogue. Beside it: `decay_matrices_only`, a mask for what decays, `schedule_free_eval_params`, and `elementwise`, which
+says of an optimizer of one's own that it treats each number by itself, so that small networks train faster.
 """
 
+from ._common import elementwise as elementwise
 from .adam import adam as adam
 from .adam import adamax as adamax
 from .adam import adamw as adamw
