@@ -76,16 +76,19 @@ def _packed(model: Model, recipe: Recipe, state: TrainState) -> tuple[Model, Tra
     A small network's step is mostly the start of many short operations: one update of a vector takes the place of one of each array.
     Where the optimizer does not treat each number by itself, or the copies would cost more than that, all is as it was.
     """
-    params = state.params
-    leaves = jax.tree.leaves(params)
-    structure: Any = jax.tree.structure(params)
-    alike = getattr(recipe.optimizer.fn, "elementwise", False) and recipe.optimizer.options.get("mask") is None
-    if not alike or len({x.dtype for x in leaves}) != 1 or len(leaves) == 1 or sum(x.nbytes for x in leaves) > PACKED_BYTES:
-        return model, state, lambda state: state
-    vector, unravel = ravel_pytree(params)
+    leaves = jax.tree.leaves(state.params)
+    structure: Any = jax.tree.structure(state.params)
 
     def like_params(tree: Any) -> bool:
         return bool(jax.tree.structure(tree) == structure)
+
+    kept = [tree for tree in jax.tree.leaves(state.opt_state, is_leaf=like_params) if like_params(tree)]
+    alike = getattr(recipe.optimizer.fn, "elementwise", None) is recipe.optimizer.fn and recipe.optimizer.options.get("mask") is None
+    alike = alike and len({x.dtype for x in leaves}) == 1 < len(leaves)
+    alike = alike and all(jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, state.params) for tree in kept)
+    if not alike or sum(x.nbytes for x in leaves) > PACKED_BYTES:
+        return model, state, lambda state: state
+    vector, unravel = ravel_pytree(state.params)
 
     def unpacked(packed: TrainState) -> TrainState:
         opt_state = jax.tree.map(

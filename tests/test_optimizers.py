@@ -431,7 +431,7 @@ def test_state_is_the_same_for_any_numbers_and_dtypes(name: str) -> None:
             assert not any(x.weak_type for x in jax.tree.leaves(opt_state))
 
 
-ELEMENTWISE = [name for name in CATALOGUE if getattr(getattr(optimizers, name), "elementwise", False)]
+ELEMENTWISE = [name for name in CATALOGUE if hasattr(getattr(optimizers, name), "elementwise")]
 # What looks at whole arrays, at all of them together, or wraps what may.
 NOT_ELEMENTWISE = ["adafactor", "lamb", "lars", "muon", "novograd", "prodigy", "reduce_on_plateau", "sm3"]
 

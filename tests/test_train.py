@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,3 +188,53 @@ def test_only_small_and_alike_parameters_are_gathered(monkeypatch):
     assert not gathers(mixed, recipe())
     assert not gathers(two_layers(), masked)
     assert not gathers(two_layers(), recipe()._replace(optimizer=lo.bind(optax.adam)))
+
+
+def test_what_wraps_an_optimizer_is_not_taken_for_it(monkeypatch):
+    @functools.wraps(lo.optimizers.adamw)
+    def clipped(learning_rate, **numbers):
+        return optax.chain(optax.clip_by_block_rms(0.01), lo.optimizers.adamw(learning_rate, eps=1e-2))
+
+    bound, run = recipe(0.05)._replace(optimizer=lo.bind(clipped)), lo.Run(steps=20, batch_size=8)
+    here = lo.fit(two_layers(), bound, train=(X, Y), run=run).history["loss"]
+    monkeypatch.setattr("lossopt_jax.train.PACKED_BYTES", 0)
+    np.testing.assert_array_equal(here, lo.fit(two_layers(), bound, train=(X, Y), run=run).history["loss"])
+
+
+def counted_apart(start):
+    """An elementwise optimizer whose state is a tree like the parameters, of other shapes: a number for each array, or by accident."""
+
+    @lo.optimizers.elementwise
+    def own(learning_rate):
+        def init(params):
+            return jax.tree.map(lambda _: jnp.int32(0), params) if start == "counts" else [jnp.int32(0), jnp.float32(0)]
+
+        def update(grads, state, params=None):
+            slower = jax.tree.map(lambda g, n: -learning_rate * g / (1 + n), grads, state if start == "counts" else [state[0]] * 2)
+            return slower, jax.tree.map(lambda n: n + 1, state)
+
+        return optax.GradientTransformation(init, update)
+
+    return own
+
+
+@pytest.mark.parametrize("start", ["counts", "by accident"])
+def test_an_optimizer_whose_state_only_looks_like_the_parameters_trains(start):
+    def init(key, inputs):
+        return [jax.random.normal(key, (3, 1)), jnp.zeros(1)], {}
+
+    model = lo.Model(init, lambda params, s, x, *, key, train: (x @ params[0] + params[1][None], s))
+    bound = recipe(0.1)._replace(optimizer=lo.bind(counted_apart(start)))
+    fitted = lo.fit(model, bound, train=(X, Y), run=lo.Run(steps=20, batch_size=8))
+    assert fitted.history["loss"][-1] < fitted.history["loss"][0]
+    swept = lo.sweep(model, lo.Trials((bound, bound), {}), train=(X, Y), run=lo.Run(steps=20, batch_size=8))
+    np.testing.assert_allclose(swept.history["loss"][0], fitted.history["loss"], rtol=1e-5)
+
+
+def test_a_parameter_without_numbers_trains_in_lanes_too():
+    def init(key, inputs):
+        return {"w": jax.random.normal(key, (3, 1)), "none": jnp.zeros((0, 4))}, {}
+
+    model = lo.Model(init, lambda params, s, x, *, key, train: (x @ params["w"], s))
+    swept = lo.sweep(model, lo.Trials((recipe(), recipe(0.1)), {}), train=(X, Y), evaluate=(X, Y), run=lo.Run(steps=5, batch_size=8))
+    assert np.isfinite(swept.history["loss"]).all()

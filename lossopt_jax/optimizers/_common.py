@@ -18,8 +18,11 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 def elementwise(factory: Factory) -> Factory:
-    """Say of an optimizer that, without a mask, it treats each number by itself: in whatever arrays they lie, the updates are the same."""
-    factory.elementwise = True  # type: ignore[attr-defined]
+    """Say of an optimizer that, without a mask, it treats each number by itself: in whatever arrays they lie, the updates are the same.
+
+    What it keeps is then either shared by all parameters or a tree of arrays of their shapes.
+    """
+    factory.elementwise = factory  # type: ignore[attr-defined]  # itself: `functools.wraps` hands it on to what may be another optimizer
     return factory
 
 

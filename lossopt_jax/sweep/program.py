@@ -186,9 +186,9 @@ def _compiled(
 
         def on_device(turns: jax.Array, *args: Any) -> Any:
             own, shared = args[:per_lane], args[per_lane:]
-            grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, plan.width, *leaf.shape[1:]), own)
+            grouped = jax.tree.map(lambda leaf: leaf.reshape(len(leaf) // plan.width, plan.width, *leaf.shape[1:]), own)
             results = _in_turn(jax.jit(group(lambda *own: f(*own, *shared))), grouped, turns[0], carried)
-            return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
+            return jax.tree.map(lambda leaf: leaf.reshape(len(leaf) * plan.width, *leaf.shape[2:]), results)
 
         def everywhere(turns: jax.Array, *args: Any) -> Any:
             specs = (P("lanes"), *(P("lanes") if i < per_lane else P() for i in range(len(args))))
@@ -218,8 +218,10 @@ def _compiled(
     # A batch of QR decompositions (orthogonal initialisers) on two CPU devices at once can wait for ever for XLA's threads (jaxlib 0.10).
     starts = _one_by_one if devices[0].platform == "cpu" else jax.vmap
     lowered = (  # here, since what is set for this thread decides what is traced
-        jax.jit(over_lanes(start, 2, group=starts)).lower(turns, recipes, seeds, keys, inputs),
-        jax.jit(over_lanes(advance, 3, carried=2), donate_argnums=3).lower(turns, recipes, seeds, carries, data, indices, 0),
+        jax.jit(over_lanes(start, 2, group=starts), out_shardings=split).lower(turns, recipes, seeds, keys, inputs),
+        jax.jit(over_lanes(advance, 3, carried=2), donate_argnums=3, out_shardings=split).lower(
+            turns, recipes, seeds, carries, data, indices, 0
+        ),
         held_out and jax.jit(over_lanes(score, 2)).lower(turns, recipes, carries, held_out),
     )
 
