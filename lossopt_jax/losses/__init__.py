@@ -21,6 +21,7 @@ from . import regression as _regression
 from . import segmentation as _segmentation
 from . import segmentation_sigmoid as _segmentation_sigmoid
 from . import topology as _topology
+from . import transcripts as _transcripts
 from ._labels import outputs_for as outputs_for
 from ._regions import RegionStatistics as RegionStatistics
 from ._regions import binary_region_statistics as binary_region_statistics
@@ -64,7 +65,6 @@ from .distance import boundary as boundary
 from .distance import distance_transform as distance_transform
 from .distance import hausdorff as hausdorff
 from .distance import signed_distance as signed_distance
-from .language import ctc as ctc
 from .language import distillation as distillation
 from .language import dpo as dpo
 from .language import ipo as ipo
@@ -136,12 +136,14 @@ from .segmentation_sigmoid import multilabel_tversky as multilabel_tversky
 from .topology import binary_cl_dice as binary_cl_dice
 from .topology import cl_dice as cl_dice
 from .topology import soft_skeleton as soft_skeleton
+from .transcripts import ctc as ctc
 
 __all__ = [
     *_classification.__all__,
     *_likelihood.__all__,
     *_linear.__all__,
     *_language.__all__,
+    *_transcripts.__all__,
     *_margins.__all__,
     *_noisy.__all__,
     *_regression.__all__,

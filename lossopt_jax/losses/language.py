@@ -1,54 +1,17 @@
 """Losses over sequences and of language models: alignments (CTC), the scale of logits, a teacher's distribution, preferences."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from .._types import Scalar, as_array, check_same_shape, to_float32
-from ._alignments import log_alignments
+from .._types import Scalar, check_same_shape, to_float32
 from ._divergences import relative_entropy
 from ._labels import class_targets, label_targets, weigh_classes, weighed_by
 from ._stable import binary_nll, excess, label_nll, nll_of_all, peak_of, times
 
-__all__ = ["ctc", "distillation", "dpo", "ipo", "z_loss"]
-
-
-def ctc(logits: jax.Array, targets: Any, *, blank: int = 0, ignore_index: int = -100, zero_infinity: bool = False) -> jax.Array:
-    """-log of the probability that frames spell a transcript: of all ways to read it with repeats and blanks, p = softmax(z),
-
-    -log sum over alignments a of prod_t p_t[a_t], where dropping repeats and then blanks from a leaves the labels.
-
-    logits: z [*b, t, k]; targets: labels, integers [*b, n], or (labels, frames) with frames, integers [*b], how many of the t are real
-    (default all) -> [*b]. ignore_index pads labels, default -100; an empty transcript is silence, and counts. blank: its class, default 0.
-    A label that is the blank or no class, or a number of frames not in 0 ... t, is NaN for its example (ValueError where it is known).
-    Too few frames for the labels: inf with gradient 0, or 0 with `zero_infinity`. What lies behind the last frame changes no bit.
-    Graves et al. 2006 (doi:10.1145/1143844.1143891). torch: CTCLoss of log-probabilities [t, b, k] (gradient NaN where it is inf), whose
-    reduction="mean" divides each value by its number of labels first. optax: ctc_loss with paddings, 1e5 where this has inf.
-
-    Of 8 readings of 3 frames 6 say "1", 001 010 011 100 110 111; two frames have no room for "11", which needs a blank between:
-
-    >>> ctc(jnp.zeros((2, 3, 2)), (jnp.array([[1, -100], [1, 1]]), jnp.array([3, 2]))).round(4)
-    Array([0.2877,    inf], dtype=float32)
-    """
-    z, labels, frames, counts = _transcripts(logits, targets, blank=blank, ignore_index=ignore_index)
-    values = counts * _spelling_nll(z, labels, frames, blank, 0.0 if zero_infinity else float("inf"))
-    return values.reshape(jnp.shape(logits)[:-2])
-
-
-@partial(jax.jit, static_argnums=(3, 4))  # op by op it would take seconds
-def _spelling_nll(z: jax.Array, labels: jax.Array, frames: jax.Array, blank: int, if_impossible: float) -> jax.Array:
-    real = jnp.arange(z.shape[1])[None, :] < frames[:, None]
-    z = jnp.where(real[..., None], z, 0)
-    shifted = z - peak_of(z)
-    scores = jnp.take_along_axis(shifted, jnp.maximum(labels, 0)[:, None, :], -1, mode="clip")
-    found = log_alignments(shifted[..., blank], scores, labels, frames)
-    possible = ~jnp.isneginf(found)
-    spread = jnp.where(real, excess(z), 0).sum(-1)
-    return jnp.where(possible, spread - jnp.where(possible, found, 0), if_impossible)
+__all__ = ["distillation", "dpo", "ipo", "z_loss"]
 
 
 def weigh_tokens(targets: Any, *, ignore_index: int = -100) -> jax.Array:
@@ -141,39 +104,6 @@ def sequence_log_probs(logits: jax.Array, labels: jax.Array, *, ignore_index: in
     """
     z, known, counts = label_targets(logits, labels, loss="sequence_log_probs", ignore_index=ignore_index)
     return -(counts * label_nll(z, known)).sum(-1)
-
-
-def _transcripts(logits: Any, targets: Any, *, blank: int, ignore_index: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Logits [b, t, k], labels [b, n] with -1 behind the last, frames [b], and NaN for an example that is none, else 1, [b]."""
-    z = to_float32(logits)
-    labels, frames = targets if isinstance(targets, tuple | list) else (targets, None)
-    labels = as_array(labels, what="ctc")
-    frames = jnp.full(z.shape[:-2], z.shape[-2] if z.ndim > 1 else 0) if frames is None else as_array(frames, what="ctc")
-    integers = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (labels, frames))
-    if z.ndim < 2 or labels.shape[:-1] != z.shape[:-2] or labels.ndim != z.ndim - 1 or frames.shape != z.shape[:-2] or not integers:
-        raise ValueError(
-            "ctc: logits must be (*b, t, k), targets integer labels (*b, n), or (labels, frames) with integer frames (*b), "
-            f"got logits {z.shape}, labels {labels.shape} of {labels.dtype} and frames {frames.shape} of {frames.dtype}"
-        )
-    t, k = z.shape[-2:]
-    if not 0 <= blank < k:
-        raise ValueError(f"ctc: blank must be one of the {k} classes, got {blank}")
-    labels, frames = (x if x.dtype == jnp.int64 else x.astype(jnp.int32) for x in (labels, frames))
-    padding = labels == ignore_index
-    is_class = padding | ((labels >= 0) & (labels < k) & (labels != blank))
-    is_length = (frames == ignore_index) | ((frames >= 0) & (frames <= t))  # masked by a weight, it is of no length
-    _check_known("label", labels, is_class, f"not a class to spell: 0 to {k - 1} without the blank, {blank}, or {ignore_index} for padding")
-    _check_known("number of frames", frames, is_length, f"not in 0 to {t}")
-    counts = jnp.where(is_class.all(-1) & is_length, 1, jnp.nan).astype(z.dtype)
-    labels = jnp.where(padding, -1, jnp.where(is_class, labels, 0))
-    labels = jnp.take_along_axis(labels, jnp.argsort(padding, axis=-1, stable=True), -1)  # padding wherever it lay
-    frames = jnp.clip(frames, 0, t).astype(jnp.int32)
-    return z.reshape(-1, t, k), labels.reshape(-1, labels.shape[-1]), frames.reshape(-1), counts.reshape(-1)
-
-
-def _check_known(what: str, given: jax.Array, valid: jax.Array, why: str) -> None:
-    if not isinstance(valid, jax.core.Tracer) and not (ok := np.asarray(valid)).all():
-        raise ValueError(f"ctc: {what} {np.asarray(given)[~ok].flat[0]} is {why}")
 
 
 def _preference(outputs: Any, targets: Any, *, loss: str) -> jax.Array:
