@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 @jax.custom_jvp
 def softplus_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(-log sigmoid(-x), -log sigmoid(x)) = (log(1 + e^x), log(1 + e^-x)), from one exponential."""
-    tail = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    tail = _log1p_of_part(jnp.exp(-jnp.abs(x)))
     return jnp.maximum(x, 0) + tail, jnp.maximum(-x, 0) + tail
 
 
@@ -31,7 +31,7 @@ def binary_nll(x: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
     With m = |x| on the side that x speaks against it is weight m + (yes + no) log(1 + e^-|x|), terms of one sign.
     """
     against = jnp.where(x > 0, no, yes)
-    tail = (yes + no) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+    tail = (yes + no) * _log1p_of_part(jnp.exp(-jnp.abs(x)))
     # One choice, and last: what XLA would sum are otherwise several arrays, each written and read.
     return jnp.where(against == 0, tail, against * jnp.abs(x) + tail)
 
@@ -51,6 +51,20 @@ def _binary_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 
 
 binary_nll.defjvp(_binary_nll_jvp, symbolic_zeros=True)
+
+
+def _log1p_of_part(e: jax.Array) -> jax.Array:
+    """log(1 + e) for 0 <= e <= 1, to within 2 ulp, as 2 artanh(s), s = e / (2 + e) <= 1/3, by its series.
+
+    On CPU it takes a third of the time of XLA's log1p, which is most of that of a loss. Not for differentiation.
+    """
+    if e.dtype == jnp.float64:
+        return jnp.log1p(e)
+    s = e / (2 + e)
+    square, series = s * s, jnp.zeros_like(s)
+    for n in range(15, 1, -2):
+        series = (series + 1 / n) * square
+    return 2 * s * (1 + series)
 
 
 def sigmoid_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
