@@ -122,6 +122,7 @@ def test_a_norm_reaches_to_the_largest_numbers(degree):
 
     value, gradient = jax.value_and_grad(distance)(jnp.float32(x)[None])
     np.testing.assert_allclose(value, longest, rtol=2e-6)
+    # A power of 49 takes the rounding of its base 49 times.
     np.testing.assert_allclose(gradient, slope[None], rtol=2e-5, atol=1e-30)
 
 

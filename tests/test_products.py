@@ -58,7 +58,7 @@ def test_gradients_of_matrices_are_made_along_and_stay_what_they_were(loss, coun
     for one, other in zip(jax.jit(along)(kernel), jax.jit(f)(kernel), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_allclose(one, other, rtol=1e-2 if loss is halves else 1e-5, atol=1e-6)
-    assert products(f, kernel)[1] - 0 <= products(along, kernel)[1] - count  # jax.checkpoint has barriers of its own
+    assert products(along, kernel)[1] == products(f, kernel)[1] + count
     kernels = jnp.stack([kernel, 2 * kernel])
     for one, other in zip(jax.vmap(along)(kernels), jax.vmap(f)(kernels), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-2 if loss is halves else 1e-5, atol=1e-6)
