@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import lossopt_jax as lo
-from lossopt_jax.models import conv_by_patches
+from lossopt_jax.models import conv_by_patches, networks
 
 CASES = {
     "same": ((2, 6, 5, 3), 4, (3, 3), {}),
@@ -25,6 +25,7 @@ CASES = {
     "around the edge": ((2, 6, 5, 3), 4, (3, 3), {"padding": "CIRCULAR", "strides": 2}),
     "one pixel": ((2, 6, 5, 3), 4, (1, 1), {}),
     "one example": ((6, 5, 3), 4, (3, 3), {}),
+    "one channel": ((2, 6, 5, 1), 16, (3, 3), {"strides": (1, 2)}),
 }
 
 
@@ -60,7 +61,7 @@ def check(pair, shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), got, expected)
 
 
-@pytest.mark.parametrize(("case", "make"), [("explicit, dilation", linen_pair), ("groups", nnx_pair)])
+@pytest.mark.parametrize(("case", "make"), [("explicit, dilation", linen_pair), ("groups", nnx_pair), ("one channel", linen_pair)])
 def test_patches_are_the_convolution(case, make):
     shape, *rest = CASES[case]
     check(make(shape, *rest), shape)
@@ -72,6 +73,35 @@ def test_patches_are_the_convolution(case, make):
 def test_patches_are_the_convolution_in_every_form(case, make):
     shape, *rest = CASES[case]
     check(make(shape, *rest), shape)
+
+
+def test_one_channel_is_the_convolution_in_forward_mode_and_twice():
+    """Along both, along one of them, and the slope of a slope."""
+    x, kernel, dx, dkernel = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 6, 5, 1), (3, 3, 1, 16)] * 2))
+
+    def both(f):
+        return [f(conv_by_patches), f(lambda x, k, *args: jax.lax.conv_general_dilated(x, k, *args, dimension_numbers=numbers))]
+
+    numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+
+    def moved(conv):
+        f = lambda x, k: conv(x, k, (1, 1), "SAME")  # noqa: E731
+        twice = jax.jvp(jax.grad(lambda k: (f(x, k) ** 3).sum()), (kernel,), (dkernel,))
+        return jax.jvp(f, (x, kernel), (dx, dkernel)), jax.jvp(lambda k: f(x, k), (kernel,), (dkernel,)), twice
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), *both(moved))
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_pooling_is_the_mean_of_squares_of_four(channels):
+    x, t = (np.random.default_rng(i).normal(size=(2, 6, 4, channels)) for i in (0, 1))
+    g = np.random.default_rng(2).normal(size=(2, 3, 2, channels))
+    as_jax = lambda a: jnp.asarray(a, jnp.float32)  # noqa: E731
+    means = lambda a: a.reshape(2, 3, 2, 2, 2, channels).mean((2, 4))  # noqa: E731
+    value, back = jax.vjp(networks._halved, as_jax(x))
+    np.testing.assert_allclose(value, means(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(back(as_jax(g))[0], np.repeat(np.repeat(g / 4, 2, 1), 2, 2), rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(networks._halved, (as_jax(x),), (as_jax(t),))[1], means(t), rtol=1e-5, atol=1e-6)
 
 
 def test_lanes_become_a_batched_matrix_product():
