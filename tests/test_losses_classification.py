@@ -435,6 +435,45 @@ def test_infinite_logits_that_agree_cost_nothing():
     np.testing.assert_array_equal(losses.cross_entropy(masked, jnp.array([[0.0, 1.0, 0.0, 0.0, 0.0]])), jnp.inf)
 
 
+def test_a_weight_of_0_silences_what_is_infinite():
+    """Three ways to the same loss, 0.9 + 0.1 / 3 of the label's and 0.1 / 3 of the other's; and pos_weight where nothing is positive."""
+    z, w, label = jnp.array([[0.0, 1.0, -jnp.inf]]), jnp.array([1.0, 1.0, 0.0]), jnp.array([0])
+    rest = np.log1p(np.exp(-1.0))
+    expected = (0.9 + 0.1 / 3) * (1 + rest) + 0.1 / 3 * rest
+    for found in (
+        losses.cross_entropy(z, label, label_smoothing=0.1, class_weights=w),
+        losses.cross_entropy(z, jnp.array([[1.0, 0.0, 0.0]]), label_smoothing=0.1, class_weights=w),
+        losses.linear_cross_entropy(jnp.ones((1, 1)), z, label, label_smoothing=0.1, class_weights=w),
+    ):
+        np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    slope = jax.grad(lambda w, x, t: losses.binary_cross_entropy(x, t, pos_weight=w).sum())
+    assert slope(2.0, jnp.array([-jnp.inf]), jnp.array([0.0])) == 0
+    np.testing.assert_allclose(slope(2.0, jnp.array([-1.0]), jnp.array([1.0])), np.log1p(np.exp(1.0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "poly", "symmetric_cross_entropy", "generalized_cross_entropy"])
+@pytest.mark.parametrize("apart", [1.0, 12.0, 20.0, -20.0])
+def test_a_one_hot_has_the_slope_of_its_label(name, apart):
+    z, label = jnp.array([[apart, 0.3, -1.0, 1.0]]), jnp.array([0])
+    loss = getattr(losses, name)
+    of_label, of_one_hot = (jax.jit(jax.grad(lambda z, t=t: loss(z, t).sum()))(z) for t in (label, jax.nn.one_hot(label, 4)))
+    np.testing.assert_allclose(of_one_hot, of_label, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(2, 1000), (4, 50_000)])
+def test_symmetric_cross_entropy_of_many_classes(rows, classes):
+    """Nearly every log q is cut off at -4 there; gradient 0.1 (p - q) - p (m - sum p m), m = max(log q, -4)."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(rows, classes)).astype(np.float32)
+    q = np.asarray(jax.nn.softmax(jnp.asarray(2 * rng.normal(size=(rows, classes)), jnp.float32)))
+    found = jax.jit(jax.grad(lambda z: losses.symmetric_cross_entropy(z, jnp.asarray(q)).sum()))(jnp.asarray(z))
+    p, q = np.exp(z.astype(float)), q.astype(float)
+    p /= p.sum(-1, keepdims=True)
+    m = np.maximum(np.log(q), -4)
+    expected = 0.1 * (p * q.sum(-1, keepdims=True) - q) - p * (m - (p * m).sum(-1, keepdims=True))
+    assert np.linalg.norm(found - expected) < 5e-7 * np.linalg.norm(expected)
+
+
 def test_limits():
     z, labels = _ordinary("label")
     q = _ordinary("probs")[1]

@@ -203,6 +203,27 @@ def test_float64_stays_float64():
             np.testing.assert_allclose(got, formula(z.astype(np.float64), y), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["dice", "iou", "js_divergence"])
+@pytest.mark.parametrize("apart", [3.0, 10.0, 20.0])
+def test_a_confident_pixel_keeps_its_slope_right_or_wrong(name, apart):
+    """dL/dz_j = sum_k p_j p_k (g_j - g_k), g = dL/dp, pixel by pixel in float64: of sure pixels p_j (g_j - sum_k p_k g_k) has no digits."""
+    labels, sure = RNG.integers(0, 3, (2, 30)), RNG.integers(0, 3, (2, 30))
+    z = (RNG.normal(size=(2, 30, 3)) + apart * np.eye(3)[sure]).astype(np.float32)
+    t, p = np.eye(3)[labels], np.exp(z - z.astype(float).max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    hit, both = (p * t).sum(1, keepdims=True), (p + t).sum(1, keepdims=True)
+    smooth, middle = 1e-5, (p + t) / 2
+    of_p = {
+        "dice": -(2 * t * (both + smooth) - (2 * hit + smooth)) / (both + smooth) ** 2,
+        "iou": -(t * (both - hit + smooth) - (hit + smooth) * (1 - t)) / (both - hit + smooth) ** 2,
+        "js_divergence": np.log(p / middle) / 2,
+    }[name]
+    expected = (p[..., :, None] * p[..., None, :] * (of_p[..., :, None] - of_p[..., None, :])).sum(-1)
+    targets = jnp.asarray(t, jnp.float32) if name == "js_divergence" else jnp.asarray(labels)
+    found = jax.jit(jax.grad(lambda z: getattr(losses, name)(z, targets).sum()))(jnp.asarray(z))
+    np.testing.assert_allclose(np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1), 0, atol=1e-5)
+
+
 def test_a_confident_prediction_keeps_its_digits():
     # 1 - 2 I / (P + T) in float32 has hardly a digit left here: the loss is 6e-7.
     z = np.where(LABELS[..., None] == np.arange(3), 15.0, 0.0)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from ._linear_map import linear_map
+
 
 @jax.custom_jvp
 def softplus_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,9 +46,9 @@ def _binary_nll_jvp(primals, tangents):  # type: ignore[no-untyped-def]
         p, not_p = sigmoid_pair(x)
         tangent += (no * p - yes * not_p) * dx
     if not isinstance(dyes, SymbolicZero):
-        tangent += softplus_pair(x)[1] * dyes
+        tangent += _silenced(yes, softplus_pair(x)[1]) * dyes
     if not isinstance(dno, SymbolicZero):
-        tangent += softplus_pair(x)[0] * dno
+        tangent += _silenced(no, softplus_pair(x)[0]) * dno
     return out, tangent
 
 
@@ -180,7 +182,8 @@ def _slope(labels: jax.Array, on_label: jax.Array, e: jax.Array, off_label: jax.
 
 
 def _spread(logits: jax.Array, labels: jax.Array, peak: jax.Array, weights: jax.Array, lse: jax.Array) -> jax.Array:
-    below = ((logits - peak[..., None]) * lead(weights, logits)).sum(-1)
+    weights_of = lead(weights, logits)
+    below = jnp.where(weights_of == 0, 0, (logits - peak[..., None]) * weights_of).sum(-1)
     return jnp.where(labels < 0, 0, weights.sum() * lse - below)
 
 
@@ -247,8 +250,14 @@ def nll_of_all(logits: jax.Array) -> jax.Array:
 @nll_of_all.defjvp
 def _nll_of_all_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (logits,), (dlogits,) = primals, tangents
-    p, _ = softmax_pair(logits)
-    return nll_of_all(logits), (p * dlogits).sum(-1, keepdims=True) - dlogits
+    _, e, more = top_parts(logits)
+    # p_y - 1 of a label y that is nearly certain is -more / (1 + more): e - 1 is 0 first, which the call keeps together backwards too.
+    return nll_of_all(logits), (_from_average(e, dlogits) - more * dlogits) * (1 / (1 + more))
+
+
+@jax.jit
+def _from_average(e: jax.Array, x: jax.Array) -> jax.Array:
+    return (e * x).sum(-1, keepdims=True) - x
 
 
 @jax.custom_jvp
@@ -263,8 +272,17 @@ def softmax_pair(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (logits,), (dlogits,) = primals, tangents
     p, not_p = softmax_pair(logits)
-    dp = p * (dlogits - (p * dlogits).sum(-1, keepdims=True))
+    top = logits == peak_of(logits)
+    dp = linear_map(_softmax_slope, _softmax_slope, (p, top / top.sum(-1, keepdims=True, dtype=p.dtype)), dlogits)
     return (p, not_p), (dp, -dp)
+
+
+def _softmax_slope(fixed: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
+    """p (x - sum p x), which is its own transpose. Of a class that is nearly certain 1 - p would be left of it, and no digits: since a
+    common part of x changes nothing, that of the largest logit is taken off first."""
+    p, top = fixed
+    x = x - (top * x).sum(-1, keepdims=True)
+    return p * (x - (p * x).sum(-1, keepdims=True))
 
 
 def top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -298,8 +316,12 @@ def lead(vector: jax.Array, like: jax.Array) -> jax.Array:
 
 def times(weight: jax.Array, value: jax.Array) -> jax.Array:
     """weight * value, and 0 where the weight is 0 though the value be infinite."""
+    return weight * _silenced(weight, value)
+
+
+def _silenced(weight: jax.Array, value: jax.Array) -> jax.Array:
     # Only where infinite, so that the derivative in a weight of 0 is still the value.
-    return weight * jnp.where((weight == 0) & jnp.isinf(value), 0, value)
+    return jnp.where((weight == 0) & jnp.isinf(value), 0, value)
 
 
 def peak_of(logits: jax.Array) -> jax.Array:

@@ -205,7 +205,7 @@ def poly(
     if given.probs is None:
         return given.average(lambda n: n + epsilon * not_exp(n), w)
     q = given.probs if w is None else given.probs * lead(w, given.probs)
-    return soft_nll(given.logits, q) + epsilon * (q * softmax_pair(given.logits)[1]).sum(-1)
+    return soft_nll(given.logits, q) + epsilon * given.average(not_exp, w)
 
 
 def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -4,11 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .._types import Scalar, Vector, to_float32
 from ._labels import class_vector, label_targets, raw_class_targets, weigh_classes, weighed_by
 from ._special import expm1_over, not_exp, stirling_rest
-from ._stable import hot, lead, log_or, nll_of_all, peak_of, softplus_pair
+from ._stable import hot, lead, log_or, peak_of, soft_nll, softmax_pair, softplus_pair
 from .classification import cross_entropy
 
 __all__ = ["class_balanced", "evidential", "generalized_cross_entropy", "logit_adjusted", "symmetric_cross_entropy"]
@@ -36,9 +37,11 @@ def symmetric_cross_entropy(
     given = raw_class_targets(logits, targets, loss="symmetric_cross_entropy", ignore_index=ignore_index)
     if given.probs is None:
         return given.average(lambda n: alpha * n - beta * log_zero * not_exp(n))
-    p = jnp.exp(-nll_of_all(given.logits))
-    reverse = -(p * jnp.maximum(log_or(given.probs, -1e30), log_zero)).sum(-1)
-    return alpha * given.average(lambda n: n) + beta * reverse
+    log_q, (p, _) = jnp.maximum(log_or(given.probs, -1e30), log_zero), softmax_pair(given.logits)
+    reverse = -(lax.stop_gradient(p) * log_q).sum(-1)
+    # The value is that sum, of terms >= 0. Of its slope, p_j (log q_j + reverse), nothing would be left where most log q_j are A.
+    moved = -(p * lax.stop_gradient(log_q + reverse[..., None])).sum(-1)
+    return alpha * soft_nll(given.logits, given.probs) + beta * (reverse + (moved - lax.stop_gradient(moved)))
 
 
 @weighed_by(weigh_classes)
