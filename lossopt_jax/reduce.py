@@ -69,8 +69,12 @@ def loss_total(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree,
         if targets is None and padding is not None:
             targets = jnp.full(weights.shape, 1 - padding)
         each = getattr(outputs, "map_examples", lambda fn: jax.tree.map(fn, outputs))  # a `losses.Head` also holds what all examples share
-        outputs = each(functools.partial(masked, weights=weights))
-        targets = jax.tree.map(functools.partial(masked, weights=weights, label=fill), targets)
+        own, values = (
+            jax.eval_shape(lambda x, t: (own_weights(loss, t), loss(x, t)), outputs, targets) if weights.ndim > 1 else (None, None)
+        )
+        shape = None if values is None or _only_masks(weights, own, targets, values) else values.shape
+        outputs = each(functools.partial(masked, weights=weights, values=shape))
+        targets = jax.tree.map(functools.partial(masked, weights=weights, label=fill, values=shape), targets)
     values = loss(outputs, targets)
     if jnp.ndim(values) == 0:
         raise ValueError("a loss returns one value per example, [b, ...]; this one returned a single number, so it averages by itself")
@@ -101,14 +105,19 @@ def hits_total(hits: jax.Array, own: jax.Array | None, weights: jax.Array | None
     return weighted_total(hits, weights)
 
 
-def masked(x: jax.Array, weights: jax.Array, label: int = 0) -> jax.Array:
+def masked(x: jax.Array, weights: jax.Array, label: int = 0, values: tuple[int, ...] | None = None) -> jax.Array:
     """`x` [b, ...] with 0, or `label` where it holds integers, wherever the weight is 0.
 
-    weights: [b], or the shape of `x` with or without its last axis. Of any other shape only examples without any weight are masked,
-    since which axes it shares with `x` cannot be told.
+    weights: [b], or the shape of `x` with or without its last axis. Or, where these are the weights of a loss's values, their shape, a
+    leading part of it that is one of `x` too. Of any other shape only examples without any weight are masked, since which axes it shares
+    with `x` cannot be told.
     """
     x, keep = jnp.asarray(x), jnp.asarray(weights) != 0
-    if keep.shape not in (x.shape, x.shape[:-1]):
+    if values is None:
+        fits = keep.shape in (x.shape, x.shape[:-1])
+    else:
+        fits = (values in (x.shape, x.shape[:-1]) or values[:-1] == x.shape) and keep.shape == x.shape[: keep.ndim]
+    if not fits:
         keep = keep.any(tuple(range(1, keep.ndim)))
     fill = label if jnp.issubdtype(x.dtype, jnp.integer) else 0
     if fill and not jnp.iinfo(x.dtype).min <= fill <= jnp.iinfo(x.dtype).max:

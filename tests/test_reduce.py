@@ -155,6 +155,22 @@ def test_weights_that_do_not_fit_are_named():
         weighted_total(jnp.ones(3), jnp.ones(4))
 
 
+def test_weights_of_leading_axes_mask_what_the_values_have_of_them():
+    """NaN at masked positions that have two axes more than the weights; and weights [b, c] over as many rows of pixels mask none."""
+    w = jnp.ones((2, 3)).at[0, 1].set(0)
+    x = jnp.ones((2, 3, 4, 2)).at[0, 1].set(jnp.nan)
+    value, grad = jax.value_and_grad(lambda x: mean(loss_total(losses.mse, x, jnp.zeros((2, 3, 4, 2)), w)))(x)
+    assert value == 1
+    np.testing.assert_allclose(grad, jnp.where(w == 0, 0, 2 / 40)[..., None, None] * jnp.ones(x.shape), rtol=1e-6)
+    z = jnp.zeros((2, 3, 4, 2, 5)).at[0, 1].set(jnp.inf)
+    value, grad = jax.value_and_grad(lambda z: mean(loss_total(losses.cross_entropy, z, jnp.zeros((2, 3, 4, 2), int), w)))(z)
+    np.testing.assert_allclose(value, np.log(5), rtol=1e-6)
+    assert np.isfinite(grad).all()
+    logits, labels = jnp.arange(2.0 * 3 * 20 * 3).reshape(2, 3, 4, 5, 3) % 7, jnp.arange(120).reshape(2, 3, 4, 5) % 3
+    values = losses.dice(logits, labels)
+    np.testing.assert_allclose(mean(loss_total(losses.dice, logits, labels, w)), (values * w).sum() / 5, rtol=1e-6)
+
+
 def test_masks_fit_the_array_or_fall_back_to_whole_examples():
     x = jnp.ones((2, 3, 3, 3))
     assert masked(x, jnp.array([1.0, 0.0])).sum() == 27
