@@ -299,20 +299,24 @@ def test_weights_mask_the_hidden_states_and_never_the_kernel():
         np.testing.assert_array_equal(a, b)
 
 
-def compiled(n, d, v, *, argnums=(0, 1), dtype=jnp.float32, **numbers):
+def compiled(n, d, v, *, argnums=(0, 1), dtype=jnp.float32, vocab_block=None, **numbers):
     """The memory analysis of value and gradient of the mean; nothing runs."""
     arrays = jax.ShapeDtypeStruct((n, d), dtype), jax.ShapeDtypeStruct((d, v), dtype), jax.ShapeDtypeStruct((n,), jnp.int32)
-    step = jax.value_and_grad(lambda h, k, y, numbers: linear_cross_entropy(h, k, y, **numbers).mean(), argnums=argnums)
+    step = jax.value_and_grad(
+        lambda h, k, y, numbers: linear_cross_entropy(h, k, y, vocab_block=vocab_block, **numbers).mean(), argnums=argnums
+    )
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.float32), numbers)
     return jax.jit(step).lower(*arrays, shapes).compile().memory_analysis()
 
 
 def test_memory_is_that_of_blocks_however_large_the_vocabulary():
-    """At most 4.3 MiB beside the results, with every number traced, where naive optax takes 512; at 256k words no more than at 32k."""
+    """At most 6.6 MiB beside the results, with every number traced, where naive optax takes 512; at 256k words no more than at 32k. Of
+    smaller blocks 4.3, in a tenth more time."""
     numbers = {"label_smoothing": 0.1, "z_loss": 1e-4, "soft_cap": 30.0}
     small, large = (compiled(2048, 256, v, **numbers).temp_size_in_bytes for v in (32_768, 262_144))
-    assert small <= 4.3 * 2**20
+    assert small <= 6.6 * 2**20
     assert large <= small + 2**16
+    assert compiled(2048, 256, 32_768, vocab_block=512, **numbers).temp_size_in_bytes <= 4.3 * 2**20
 
 
 @pytest.mark.slow
@@ -321,7 +325,7 @@ def test_memory_of_many_tokens_and_of_one_gradient():
     small, large = (compiled(n, 256, 32_768).temp_size_in_bytes for n in (2048, 65_536))
     assert large <= small + 16 * 4 * (65_536 - 2048)
     frozen = compiled(2048, 256, 32_768, argnums=0)
-    assert frozen.temp_size_in_bytes <= 4.3 * 2**20
+    assert frozen.temp_size_in_bytes <= 6.6 * 2**20
     assert frozen.output_size_in_bytes <= 2.1 * 2**20
 
 

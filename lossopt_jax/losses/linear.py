@@ -120,7 +120,7 @@ def _contract(outputs: Any, data: tuple[jax.Array, ...]) -> tuple[Head, jax.Arra
 def _blocks(head: Head, tokens: int | None, words: int | None) -> tuple[int, int]:
     """Tokens and words a block: on a CPU a block of logits stays in the cache, elsewhere it fills the device."""
     n, v = head.hidden.size // max(head.hidden.shape[-1], 1), head.kernel.shape[1]
-    most_tokens, most_words = (512, 512) if jax.default_backend() == "cpu" else (4096, 8192)
+    most_tokens, most_words = (512, 1024) if jax.default_backend() == "cpu" else (4096, 8192)
     return _even(n, tokens or most_tokens, 8), _even(v, words or most_words, 128)
 
 
