@@ -1,6 +1,7 @@
 """Real tasks as arrays, and the order in which a run sees them: batches as indices, a pure function of (seed, step)."""
 
 import functools
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -113,18 +114,29 @@ def csv(path: str, target: str, kind: str = "regression") -> Task:
     """A table of numbers with a header line: inputs [n, columns] standardised on the training part; a fifth held out.
 
     target: the column to predict. kind: "regression" (float targets, standardised on the training part), "counts" (float targets as they
-    are) or "classes" (any values, each a class in sorted order; two of them are 0 and 1). Errors name the column and the line.
+    are) or "classes" (any values, each a class, see `coded`). Errors name the column and the line.
     """
     x, y = columns(path, target)
     if kind not in ("regression", "counts", "classes"):
         raise ValueError(f"csv: kind must be regression, counts or classes, got {kind!r}")
     if kind == "classes":
-        values, codes = np.unique(y, return_inverse=True)
-        return _standardised(_split(x, codes.astype(np.int32), () if len(values) == 2 else (len(values),)))
+        values, codes = coded(y)
+        return _standardised(_split(x, codes, () if len(values) == 2 else (len(values),)))
     if y.dtype.kind != "f":
         raise ValueError(f"csv: column {target!r} of {path} must be numbers for {kind}")
-    task = _standardised(_split(x, y.astype(np.float32), ()))
-    return _standardised_targets(task) if kind == "regression" else task
+    task = _standardised(_split(x, y, ()))
+    return _standardised_targets(task) if kind == "regression" else _as_float32(task)
+
+
+def coded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The classes in the order of their codes, and the int code of each of the values [n].
+
+    They are in sorted order, numbers by size; of two texts the rarer one is 1, since whatever weighs positives means the rare ones.
+    """
+    names, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if values.dtype.kind == "U" and len(names) == 2 and counts[0] < counts[1]:
+        names, codes = names[::-1], 1 - codes
+    return names, codes.astype(np.int32)
 
 
 def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
@@ -152,13 +164,13 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"csv: line {line} of {path} has {len(row)} values where the header has {len(header)}")
         for name, value in zip(header, row, strict=True):
             if not value.strip():
-                raise ValueError(f"csv: line {line} of {path}: {name!r} is empty; fill it or leave the line out")
+                raise ValueError(f"csv: line {line} of {path}: {name!r} is empty; {MISSING if name != target else 'leave the line out'}")
             if name != target and not _is_number(value):
-                raise ValueError(f"csv: line {line} of {path}: {name!r} is {value!r}, which is no finite number; code it as numbers")
+                raise ValueError(f"csv: line {line} of {path}: {name!r} is {value!r}, which is no finite number; {_way_on(value)}")
     if len(header) < 2:
         raise ValueError(f"csv: {path} has no column beside {target!r} to predict it from")
     at = header.index(target)
-    x = np.array([[float(value) for i, value in enumerate(row) if i != at] for _, row in rows], np.float32)
+    x = np.array([[float(value) for i, value in enumerate(row) if i != at] for _, row in rows])
     values = [row[at].strip() for _, row in rows]
     numbers = [_is_number(value) for value in values]
     if sum(numbers) * 2 > len(rows) and not all(numbers):  # numbers, of which some are not there
@@ -167,11 +179,29 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     return x, np.array([float(v) for v in values]) if all(numbers) else np.array(values)
 
 
+MISSING = "fill it, as with the mean of its column, or leave the line out"
+
+
 def _is_number(value: str) -> bool:
     try:
         return bool(np.isfinite(float(value)))
     except ValueError:
         return False
+
+
+def _way_on(value: str) -> str:
+    """What to do about a value of an input column that is no number."""
+    from datetime import datetime
+
+    word = value.strip().lower()
+    if word in ("nan", "na", "n/a", "null", "none", "inf", "-inf", "?", "-"):
+        return MISSING
+    if word in ("true", "false", "yes", "no"):
+        return "write 1 and 0 instead"
+    with suppress(ValueError):
+        datetime.fromisoformat(value.strip())
+        return "write a date as a number, such as days since the first"
+    return "give each of its texts a column of 0 and 1 (pandas.get_dummies does that), or leave the column out"
 
 
 def help_codes() -> tuple[np.ndarray, str]:
@@ -194,14 +224,22 @@ def _split(x: np.ndarray, y: np.ndarray, output_shape: tuple[int, ...]) -> Task:
 
 def _standardised(task: Task) -> Task:
     (x, y), (x_test, y_test), output_shape = task
-    mean, std = x.mean(0), np.where(x.std(0) > 0, x.std(0), 1)
-    return Task(((x - mean) / std, y), ((x_test - mean) / std, y_test), output_shape)
+    mean, std = x.mean(0), x.std(0)
+    std = np.where(std > 4 * np.finfo(std.dtype).eps * np.abs(mean), std, 1)  # rounding gives a constant column of 0.1 a deviation
+    inputs, held_out = ((x - mean) / std).astype(np.float32), ((x_test - mean) / std).astype(np.float32)
+    return Task((inputs, y), (held_out, y_test), output_shape)
 
 
 def _standardised_targets(task: Task) -> Task:
     (x, y), (x_test, y_test), output_shape = task
     mean, std = y.mean(), y.std() or 1
-    return Task((x, (y - mean) / std), (x_test, (y_test - mean) / std), output_shape)
+    return _as_float32(Task((x, (y - mean) / std), (x_test, (y_test - mean) / std), output_shape))
+
+
+def _as_float32(task: Task) -> Task:
+    """Targets of a table, which float32 need not hold before they are standardised (5e9 and 1, or 1e30)."""
+    (x, y), (x_test, y_test), output_shape = task
+    return Task((x, y.astype(np.float32)), (x_test, y_test.astype(np.float32)), output_shape)
 
 
 def as_batch(data: Any, name: str) -> Batch:

@@ -7,8 +7,10 @@ import numpy as np
 RARE = 0.2  # a class of less than this share is rare
 LONG_TAIL = 10.0  # the largest class is so many times the smallest
 FAR, HEAVY = 4.0, 0.005  # residuals beyond so many robust deviations, and which share of them is a heavy tail: Gauss has 0.006 %
-MANY = 20  # whole numbers of more values than this are no classes
+MANY = 20  # whole numbers of more values than this are no classes, unless these are about as frequent
+UNEVEN = 0.5  # deviation of their frequencies over the mean: four examples of each by chance; a bell has 0.8, a long tail more
 ORDERED = 0.8  # of what tells classes apart lies along one direction, in the order of their numbers: they are grades
+CLASSES = 'if they are classes, give the kind "multiclass"'
 LARGEST_COUNT = 1000  # nor counts beyond this, or where none is 0 or 1
 
 
@@ -22,8 +24,10 @@ def kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any
     if y.ndim >= 3 and whole:
         if x.shape[: y.ndim] != y.shape:
             raise ValueError(f"recommend: masks of shape {y.shape} need images of that size, got inputs {x.shape}")
-        foreground = [f"{len(values)} classes, {np.mean(y != 0):.1%} of the pixels not 0"]
-        return ("segmentation" if set(values) <= {0, 1} else "segmentation_classes"), foreground, {}
+        if len(values) == 2:
+            seen = [f"{len(values)} classes, {np.mean(y == values[1]):.1%} of the pixels {values[1]:g}", *_to_code(values)]
+            return "segmentation", seen, {}
+        return "segmentation_classes", [f"{len(values)} classes, {np.mean(y != 0):.1%} of the pixels not 0", *_to_code(values)], {}
     if y.ndim == 2 and y.shape[1] == 1:
         raise ValueError(f"recommend: targets of shape {y.shape}: give them as [n]")
     if y.ndim == 2 and whole:
@@ -38,22 +42,26 @@ def kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any
     if y.ndim == 1 and whole and len(values) == 2:
         share = counts.min() / len(y)
         kind = "binary_rare" if share < RARE else "binary"
-        return kind, [f"{counts.min()} of {len(y)} are {values[counts.argmin()]:g} ({share:.1%})"], loss_numbers(kind, y)
-    if y.ndim == 1 and whole and len(values) <= MANY and not looks_counted(y):
+        seen = [f"{counts.min()} of {len(y)} are {values[counts.argmin()]:g} ({share:.1%})", *_to_code(values)]
+        if kind == "binary_rare" and counts[0] < counts[1]:
+            seen.append(f"the rare class is {values[0]:g}, so pos_weight is below 1 and weighs the common one down; or swap the labels")
+        return kind, seen, loss_numbers(kind, y)
+    if y.ndim == 1 and whole and looks_classes(y):
         ratio = counts.max() / counts.min()
-        if (share := _along_order(x.reshape(len(x), -1), np.searchsorted(values, y))) > ORDERED:
+        if len(values) <= MANY and (share := _along_order(x.reshape(len(x), -1), np.searchsorted(values, y))) > ORDERED:
             ordered = f"{len(values)} classes that lie in the order of their numbers along one direction of the inputs"
             return "ordinal", [f'{ordered} ({share:.0%} of what tells them apart); without an order they are "multiclass" instead'], {}
-        others = 'numbers of events are "counts" instead, grades "ordinal"'
-        seen = [f"{len(values)} classes, the largest {ratio:.3g} times the smallest; {others}"]
-        if set(values) != set(range(len(values))):
-            seen.append(f"the labels are {values[0]:g} ... {values[-1]:g}: the loss wants 0 ... {len(values) - 1}")
+        others = 'numbers of events are "counts" instead, ' + ('grades "ordinal"' if len(values) <= MANY else 'amounts "regression"')
+        seen = [f"{len(values)} classes, the largest {ratio:.3g} times the smallest; {others}", *_to_code(values)]
         kind = "multiclass_long_tail" if ratio >= LONG_TAIL else "multiclass"
         return kind, seen, loss_numbers(kind, y)
     if y.ndim == 1 and whole and 0 <= values[0] <= 1 and values[-1] <= LARGEST_COUNT:
-        return "counts", [f"whole numbers from {values[0]:g} to {values[-1]:g}, mean {y.mean():.3g}, variance {y.var():.3g}"], {}
-    far = _far(x.reshape(len(x), -1), y.reshape(len(y), -1))
-    seen = [f"{far:.2%} of the residuals of a linear fit lie beyond {FAR:g} robust deviations (Gauss has 0.006 %)"]
+        seen = [f"whole numbers from {values[0]:g} to {values[-1]:g}, mean {y.mean():.3g}, variance {y.var():.3g}; {CLASSES}"]
+        return "counts", seen, {}
+    far, of_what = _far(x.reshape(len(x), -1), y.reshape(len(y), -1))
+    seen = [f"{far:.2%} of {of_what} lie beyond {FAR:g} robust deviations (Gauss has 0.006 %)"]
+    if y.ndim == 1 and whole and len(values) <= len(y) / 5:
+        seen.append(f"{len(values)} different whole numbers; {CLASSES}")
     return ("regression_outliers" if far > HEAVY else "regression"), seen, {}
 
 
@@ -72,8 +80,8 @@ def _check(x: np.ndarray, y: np.ndarray) -> None:
 def loss_numbers(kind: str, y: np.ndarray) -> dict[str, Any]:
     """The numbers of the kind's loss that come from the targets."""
     counts = np.unique(y.argmax(1) if y.ndim == 2 else y, return_counts=True)[1]
-    if kind == "binary_rare":
-        return {"pos_weight": round(float(counts.max() / counts.min()), 3)}
+    if kind == "binary_rare":  # of 0 to 1, whichever of them is the rare one: then either weighs as much as the other
+        return {"pos_weight": float(f"{counts[0] / counts[1]:.4g}")}
     if kind == "multiclass_long_tail":
         return {"priors": [round(float(share), 6) for share in counts / len(y)]}
     return {}
@@ -99,7 +107,32 @@ def check_kind(kind: str, x: np.ndarray, y: np.ndarray) -> None:
     }[kind.partition("_")[0]]
     if not fits:
         seen = f"{list(y.shape)} with {len(values)} different values from {values[0]:g} to {values[-1]:g}"
-        raise ValueError(f"recommend: {kind} needs targets that are {needs}, got {seen}: they look like {kind_of(x, y)[0]}")
+        looks, facts, _ = kind_of(x, y)
+        raise ValueError(
+            f"recommend: {kind} needs targets that are {needs}, got {seen}: {facts[-1] if looks == kind else f'they look like {looks}'}"
+        )
+
+
+def _to_code(values: np.ndarray) -> list[str]:
+    """What is to be done with labels that are not 0, 1, ... as every loss wants them."""
+    if np.array_equal(values, np.arange(len(values))):
+        return []
+    if len(values) == 2:
+        return [f"the labels are {values[0]:g} and {values[1]:g}, and the loss wants 0 and 1: targets == {values[1]:g} has them so"]
+    are = f"the labels are {values[0]:g} ... {values[-1]:g}, and the loss wants 0 ... {len(values) - 1}"
+    return [f"{are}: numpy.searchsorted(numpy.unique(targets), targets) has them so"]
+
+
+def looks_classes(y: np.ndarray) -> bool:
+    """Whether whole numbers [n] are classes: few values that do not look counted, or more from 0 or 1 on without a gap, about as frequent.
+
+    Numbers of events thin out towards their largest, and a gap there is soon empty.
+    """
+    values, counts = np.unique(y, return_counts=True)
+    if len(values) <= MANY:
+        return not looks_counted(y)
+    without_gap = values[0] in (0, 1) and values[-1] - values[0] == len(values) - 1
+    return bool(without_gap and counts.mean() > 1 / UNEVEN**2 and counts.std() < UNEVEN * counts.mean())
 
 
 def looks_counted(y: np.ndarray) -> bool:
@@ -134,9 +167,17 @@ def _along_order(x: np.ndarray, labels: np.ndarray) -> float:
     return float(apart[0] / apart.sum()) if in_order and apart.sum() > 0 else 0.0
 
 
-def _far(x: np.ndarray, y: np.ndarray) -> float:
-    """The share of residuals of a linear fit that are far out, in deviations by the median."""
-    design = np.concatenate([np.ones((len(x), 1)), x], 1).astype(np.float64)
-    residuals = y - design @ np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0]
+def _far(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
+    """The share of residuals of a linear fit that are far out, in deviations by the median, and what they are residuals of.
+
+    With inputs of more columns than half the rows a fit bends to every outlier: then what the targets differ from their median by.
+    """
+    y = y.astype(np.float64)
+    scale = y.std(0)
+    if len(x) > 2 * (x.shape[1] + 1):
+        design = np.concatenate([np.ones((len(x), 1)), x], 1).astype(np.float64)
+        residuals, of_what = y - design @ np.linalg.lstsq(design, y, rcond=None)[0], "the residuals of a linear fit"
+    else:
+        residuals, of_what = y - np.median(y, 0), f"the targets (a linear fit of {x.shape[1]} columns to {len(x)} rows tells nothing)"
     deviations = 1.4826 * np.median(np.abs(residuals - np.median(residuals, 0)), 0)
-    return float((np.abs(residuals) > FAR * np.maximum(deviations, 1e-5 * y.std(0))).mean())
+    return float((np.abs(residuals) > FAR * np.maximum(deviations, 1e-5 * scale)).mean()), of_what

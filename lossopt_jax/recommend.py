@@ -1,14 +1,14 @@
 """Which loss, optimizer and schedule for a task: the rules in one table each, with their reasons, sources and the runs behind them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import losses, measured, optimizers, schedules
-from .data import columns
-from .kinds import MANY, check_kind, kind_of, looks_counted, loss_numbers
+from .data import coded, columns
+from .kinds import MANY, check_kind, kind_of, looks_classes, loss_numbers
 from .recipe import Recipe, bind, nearest
 
 
@@ -115,6 +115,21 @@ KINDS = {
         CROSS_ENTROPY._replace(reason="the likelihood of the next token"),
         "help_text",
         "transformer",
+    ),
+}
+
+
+# Which `data.csv` trains a kind that no task of ours is of; its file and column are the user's to fill in.
+TEMPLATES = {"counts": "counts", "ordinal": "classes"}
+TO_FILL = {"name": "csv", "path": "my.csv", "target": "target"}
+SPELLINGS = {"multi_class": "multiclass", "multi_label": "multilabel"}
+# Words that people have for a kind, which are several of ours or none.
+MEANT = {
+    "sequence": 'sequences of tokens are "tokens"; what a whole sequence is or has is a class or a number, such as "multiclass", with the '
+    'family "rnn"',
+    "classification": 'two classes are "binary", more "multiclass", several at once "multilabel"',
+    **dict.fromkeys(
+        ("mlp", "cnn", "rnn", "transformer", "unet"), "that is a family of networks: give the kind of task, and it as the family"
     ),
 }
 
@@ -242,11 +257,19 @@ class Recommendation:
             found[part] = next(filter(None, cited), [])
         return found
 
+    def tables(self, steps: int = 500) -> dict[str, Any]:
+        """The tables "loss", "optimizer" and "schedule" of a config, and "clip_norm" where there is one, for a run of so many steps."""
+        tables: dict[str, Any] = {part: {"name": c.name, **c.numbers} for part, c in self.choices.items()}
+        if "warmup" in tables["schedule"]:  # which cannot be longer than the run
+            tables["schedule"]["warmup"] = min(tables["schedule"]["warmup"], steps // 2)
+        return ({} if self._family.clip_norm is None else {"clip_norm": self._family.clip_norm}) | tables
+
     def recipe(self, steps: int = 500) -> Recipe:
         """The recommendation, bound, for a run of so many steps."""
-        rooms = {"loss": losses, "optimizer": optimizers}
-        parts = {part: bind(getattr(rooms[part], c.name), **c.numbers) for part, c in self.choices.items() if part != "schedule"}
-        parts["schedule"] = bind(getattr(schedules, self._family.schedule.name), **self._family.schedule.numbers, total=steps)
+        tables = self.tables(steps)
+        tables["schedule"]["total"] = steps
+        rooms = {"loss": losses, "optimizer": optimizers, "schedule": schedules}
+        parts = {part: bind(getattr(room, tables[part].pop("name")), **tables[part]) for part, room in rooms.items()}
         clip_norm = self._family.clip_norm
         return Recipe(**parts, clip_norm=None if clip_norm is None else np.float32(clip_norm))
 
@@ -259,7 +282,8 @@ class Recommendation:
     def config(self, data: Mapping[str, Any] | None = None, steps: int = 500) -> str:
         """A whole config as TOML, as `lossopt train`, `sweep` and `tune` take it.
 
-        data: its [data] table; a task of ours of this kind unless given. Raises ValueError where there is none, or no such network.
+        data: its [data] table; a task of ours of this kind unless given, or where there is none a CSV file whose path and column are to be
+        filled in. Raises ValueError where no CSV file holds such data, or no network of ours takes it.
         """
         import tomli_w
 
@@ -267,21 +291,26 @@ class Recommendation:
         others = OTHERS.get(usual, ()) if data is not None or usual != "mlp" or stand_in == "digits" else ()
         if self.family != usual and self.family not in others:
             raise ValueError(f"no network of ours of the family {self.family!r} does {self.kind} on such data: the recipe is for your own")
-        if data is None and stand_in is None:
-            raise ValueError(f"no task of ours is of the kind {self.kind!r}: give the [data] table")
+        template = data is None and stand_in is None
+        if template:
+            if self.kind not in TEMPLATES:
+                held = "neither a task of ours nor a CSV file holds"
+                raise ValueError(f"{held} data of the kind {self.kind}: the recipe is for lo.fit with arrays of your own")
+            data = {**TO_FILL, "kind": TEMPLATES[self.kind]}
         ours = "digits_images" if stand_in == "digits" and self.family in ("cnn", "rnn") else stand_in
         table: dict[str, Any] = {"name": f"{self.kind}_{self.family}"}
-        if self._family.clip_norm is not None:
-            table["clip_norm"] = self._family.clip_norm
-        table |= {"data": dict(data or {"name": ours}), "model": {"name": self.family}}
-        table |= {part: {"name": c.name, **c.numbers} for part, c in self.choices.items()}
+        parts = self.tables(steps)
+        if "clip_norm" in parts:
+            table["clip_norm"] = parts.pop("clip_norm")
+        table |= {"data": dict(data or {"name": ours}), "model": {"name": self.family}} | parts
         table["run"] = {"steps": steps, "batch_size": 32, "evaluate_every": max(1, steps // 10)}
         space: dict[str, dict[str, Any]] = {}
         for path, (low, high) in self.space.items():
             part, _, name = path.partition(".")
             space.setdefault(part, {})[name] = {"log_uniform": [low, high]}
         table["sweep"] = {"count": 32, "space": space}
-        return tomli_w.dumps(table)
+        fill = f"# data.path and data.target are to be filled in: a CSV file with a header, and its column of {self.kind}\n"
+        return (fill if template else "") + tomli_w.dumps(table)
 
     def __str__(self) -> str:
         lines, evidence = [f"{self.kind}, {self.family}"] + [f"  {fact}" for fact in self.facts], self.evidence
@@ -303,12 +332,13 @@ class Recommendation:
 def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = None, family: str | None = None) -> Recommendation:
     """A loss, an optimizer, a schedule, their starting numbers and what to sweep, each with its reason, source and the runs behind it.
 
-    kind: one of `KINDS`, ValueError where the data cannot be of it; without it the kind is read from inputs [n, ...] and targets. Whole
-    numbers of two values are binary (rare where one has under a fifth); of up to 20 classes, long-tailed where the largest is ten times
-    the smallest, ordinal where four or more lie in the order of their numbers along one direction of the inputs; of more, from 0 or 1 to
+    kind: one of `KINDS` ("multi-class" and the like are other spellings), ValueError where the data cannot be of it; without it the kind is
+    read from inputs [n, ...] and targets. Whole numbers of two values are binary (rare where one has under a fifth); of up to 20 classes,
+    long-tailed where the largest is ten times the smallest, ordinal where four or more lie in the order of their numbers along one
+    direction of the inputs; of more, classes where they begin at 0 or 1, leave none out and are about as frequent, else from 0 or 1 to
     1000 at most, counts, as are fewer from 0 on with one peak and a long tail. Other numbers are regression, with outliers where more
-    than 0.5 % of the residuals of a linear fit lie beyond four robust deviations. [n, k] of 0 and 1 is multi-label, [n, h, w]
-    segmentation, int inputs and targets [n, t] tokens.
+    than 0.5 % of the residuals of a linear fit lie beyond four robust deviations (of the targets themselves, where the inputs have more
+    columns than half the rows). [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens.
     family: "mlp", "cnn", "rnn", "transformer" or "unet"; by default what the kind and the inputs' axes suggest.
 
     >>> import lossopt_jax as lo
@@ -318,14 +348,14 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     """
     facts: list[str] = []
     numbers: dict[str, Any] = {}
+    if isinstance(kind, str):
+        kind = kind_named(kind)
     if kind is None:
         if inputs is None or targets is None:
             raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
         kind, facts, numbers = kind_of(np.asarray(inputs), np.asarray(targets))
     elif not isinstance(kind, str):
         raise TypeError(f"recommend: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    elif kind not in KINDS:
-        raise ValueError(f"recommend: no kind {kind!r}; {nearest(kind, KINDS)}")
     elif inputs is not None and targets is not None:
         check_kind(kind, np.asarray(inputs), np.asarray(targets))
         numbers = loss_numbers(kind, np.asarray(targets))
@@ -342,10 +372,20 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     return Recommendation(kind, family, loss._replace(numbers={**loss.numbers, **numbers}), tuple(facts))
 
 
+def kind_named(kind: str) -> str:
+    """The key of `KINDS` that a kind is spelt for; ValueError with the nearest, or with what may be meant."""
+    key = kind.strip().lower().replace("-", "_").replace(" ", "_")
+    key = SPELLINGS.get(key, key)
+    if key not in KINDS:
+        raise ValueError(f"recommend: no kind {kind!r}; {MEANT.get(key.removesuffix('s')) or nearest(kind, KINDS)}")
+    return key
+
+
 def recommend_csv(path: str, target: str, kind: str | None = None, family: str | None = None) -> tuple[Recommendation, dict[str, Any]]:
     """The recommendation for a column of a CSV file, and the [data] table of its config."""
     x, y = columns(path, target)
-    codes = np.unique(y, return_inverse=True)[1] if y.dtype.kind == "U" else y
+    kind = None if kind is None else kind_named(kind)
+    codes = coded(y)[1] if y.dtype.kind == "U" else y
     whole = bool((codes == np.round(codes)).all())
     if len(values := np.unique(codes)) == 1:
         raise ValueError(f"recommend: all values of {target!r} are {y[0]}: there is nothing to learn")
@@ -356,9 +396,13 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
         raise ValueError(f"recommend: {kind} needs numbers, and {target!r} has texts such as {str(y[0])!r}: they look like classes")
     if y.dtype.kind == "U" and len(values) > MANY and kind is None:
         kind = "multiclass"
-    classes = not amounts if kind is not None else len(values) <= MANY and not looks_counted(codes)
-    if whole and classes:  # which may be any whole numbers
-        codes = np.searchsorted(values, codes)
-    found = recommend(kind, inputs=x, targets=codes.astype(np.int32) if whole else codes, family=family)
+    classes = whole and (not amounts if kind is not None else looks_classes(codes))
+    names, codes = coded(y) if classes else (values, codes)  # as `data.csv` has them
+    found = recommend(kind, inputs=x, targets=codes, family=family)
+    shown = [str(name) if y.dtype.kind == "U" else f"{name:g}" for name in names]
+    if classes and shown != [str(code) for code in range(len(names))]:
+        first = "0 and 1" if len(shown) == 2 else f"0 ... {len(shown) - 1}"
+        listed = shown if len(shown) <= 4 else [*shown[:3], "...", shown[-1]]
+        found = replace(found, facts=(*found.facts, f"coded {first}, here and by the config: {', '.join(listed)}"))
     sort = "counts" if found.kind == "counts" else "regression" if found.kind.startswith("regression") else "classes"
     return found, {"name": "csv", "path": path, "target": target, "kind": sort}

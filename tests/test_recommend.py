@@ -1,6 +1,8 @@
 """Recommendations: what kind of task data is, the user's table as the floor, and configs that run as they are printed."""
 
+import re
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,10 +63,15 @@ def test_every_part_is_real_and_has_its_reason(kind, family):
         (X, np.array([2, 0, 4, 1, 3])[np.digitize(LINE, [-2, -1, 0.5, 2])], "multiclass"),
         (X, RNG.integers(0, 5, 400), "multiclass"),
         (X, RNG.poisson(np.exp(X[:, 0] / 2)), "counts"),
+        (X, np.arange(400) % 26, "multiclass"),  # letters: as frequent as each other
+        (X, 1 + RNG.integers(0, 26, 400), "multiclass"),
+        (X, np.arange(400), "counts"),  # one of each tells nothing of classes
+        (X, RNG.geometric(0.05, 400), "counts"),
         (X, np.eye(3)[np.digitize(LINE, [-1, 1])], "multiclass"),
         (X, X > 0, "multilabel"),
         (X, X * 2, "regression"),
         (np.zeros((4, 8, 8, 1)), np.arange(256).reshape(4, 8, 8) % 2, "segmentation"),
+        (np.zeros((4, 8, 8, 1)), 255 * (np.arange(256).reshape(4, 8, 8) % 2), "segmentation"),
         (np.zeros((4, 8, 8, 1)), np.arange(256).reshape(4, 8, 8) % 3, "segmentation_classes"),
         (np.arange(40).reshape(4, 10), np.arange(40).reshape(4, 10) + 1, "tokens"),
     ],
@@ -107,21 +114,25 @@ def test_what_cannot_be_read_is_named(given, words):
         lo.recommend(**given)
 
 
-def test_configs_load_and_those_of_no_network_of_ours_say_so():
+def test_configs_load_and_those_of_no_network_of_ours_say_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.csv").write_text("a,target\n" + "".join(f"{i},{i % 5}\n" for i in range(40)))  # what a template has for the user's own
     made = 0
     for kind in KINDS:
         for family in FAMILIES:
             found = lo.recommend(kind, family=family)
             others = {"digits": ("cnn", "rnn"), "help_text": ("rnn",)}.get(KINDS[kind].data, ())
-            if KINDS[kind].data is None or family not in {KINDS[kind].family, *others}:
-                with pytest.raises(ValueError, match=r"no (network|task) of ours"):
+            if kind in ("multilabel", "segmentation_classes") or family not in {KINDS[kind].family, *others}:
+                with pytest.raises(ValueError, match=r"no network of ours|neither a task of ours nor a CSV file holds"):
                     found.config()
                 continue
-            loaded = experiment(tomllib.loads(found.config(steps=50)))
+            config = found.config(steps=30)
+            assert config.startswith("# data.path and data.target are to be filled in") == (KINDS[kind].data is None)
+            loaded = experiment(tomllib.loads(config))
             assert loaded.trials is not None
             assert loaded.recipe.schedule.fn.__name__ == FAMILIES[family].schedule.name
             made += 1
-    assert made == 13
+    assert made == 15
 
 
 def test_from_a_csv_file_to_a_trained_model(lossopt, tmp_path):
@@ -248,3 +259,114 @@ def test_the_family_follows_the_axes(shape, family):
     found = lo.recommend(inputs=np.random.default_rng(0).normal(size=shape), targets=np.arange(60) % 3)
     assert found.family == family
     assert any("sequences of 8 steps of 4 numbers" in fact for fact in found.facts) == (family == "rnn")
+
+
+def test_the_rare_class_is_weighed_up_whichever_number_it_has():
+    y = np.repeat([0, 1], [40, 360])
+    found = lo.recommend(inputs=X, targets=y)
+    assert found.kind == "binary_rare"
+    assert found.loss.numbers == {"pos_weight": pytest.approx(40 / 360, rel=1e-3)}  # negatives over positives, as torch's pos_weight
+    assert "the rare class is 0, so pos_weight is below 1" in found.facts[1]
+    assert lo.recommend("binary_rare", inputs=X, targets=1 - y).loss.numbers == {"pos_weight": 9.0}
+
+
+@pytest.mark.parametrize("rare", ["fraud", "zebra"])  # before and after "normal" in the alphabet
+def test_of_two_texts_the_rarer_is_the_positive_one_in_the_config_too(rare, tmp_path):
+    texts = np.where(np.arange(400) % 10 == 3, rare, "normal")
+    rows = [f"{a},{b},{text}" for (a, b, _), text in zip(X, texts, strict=True)]
+    (tmp_path / "my.csv").write_text("\n".join(["a,b,y", *rows]))
+    found, table = recommend_csv(str(tmp_path / "my.csv"), "y")
+    assert (found.kind, found.loss.numbers) == ("binary_rare", {"pos_weight": 9.0})
+    assert found.facts == ("40 of 400 are 1 (10.0%)", f"coded 0 and 1, here and by the config: normal, {rare}")
+    task = experiment(tomllib.loads(found.config(table))).task
+    assert task.train[1].sum() + task.evaluate[1].sum() == 40
+    (tmp_path / "numbers.csv").write_text(
+        "\n".join(["a,b,y", *[f"{a},{b},{int(text == rare) + 1}" for (a, b, _), text in zip(X, texts, strict=True)]])
+    )
+    assert recommend_csv(str(tmp_path / "numbers.csv"), "y")[0].loss.numbers == {"pos_weight": 9.0}
+    (tmp_path / "zero.csv").write_text(
+        "\n".join(["a,b,y", *[f"{a},{b},{int(text != rare)}" for (a, b, _), text in zip(X, texts, strict=True)]])
+    )
+    found, table = recommend_csv(str(tmp_path / "zero.csv"), "y")  # numbers stay what they are
+    assert found.loss.numbers == {"pos_weight": pytest.approx(1 / 9, rel=1e-3)}
+    assert experiment(tomllib.loads(found.config(table))).task.train[1].mean() > 0.8
+
+
+@pytest.mark.parametrize("scale", [5e9, 1e30])
+def test_numbers_that_no_int32_or_float32_square_holds(scale, tmp_path):
+    amounts = np.round(scale * (3 + LINE))
+    rows = [f"{1e40 * a},{b},{c},{int(amount)}" for (a, b, c), amount in zip(X.astype(float), amounts, strict=True)]
+    (tmp_path / "my.csv").write_text("\n".join(["a,b,c,y", *rows]))
+    found, table = recommend_csv(str(tmp_path / "my.csv"), "y")
+    assert (found.kind, table["kind"]) == ("regression", "regression")
+    inputs, targets = lo.data.csv(str(tmp_path / "my.csv"), "y").train
+    assert inputs.dtype == targets.dtype == np.float32
+    for values in (targets, inputs[:, 0]):
+        assert values.mean() == pytest.approx(0, abs=1e-5)
+        assert values.std() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_constant_column_of_a_table_stays_nothing(tmp_path):
+    (tmp_path / "my.csv").write_text("a,b,y\n" + "".join(f"0.1,{i},{i}\n" for i in range(50)))
+    assert np.abs(lo.data.csv(str(tmp_path / "my.csv"), "y").train[0][:, 0]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("red", "'a' is 'red', which is no finite number; give each of its texts a column of 0 and 1 (pandas.get_dummies does that)"),
+        ("True", "write 1 and 0 instead"),
+        ("2024-01-31", "write a date as a number, such as days since the first"),
+        ("NA", "fill it, as with the mean of its column, or leave the line out"),
+        ("", "fill it, as with the mean of its column, or leave the line out"),
+    ],
+)
+def test_what_to_do_about_a_column_that_is_no_number(value, words, tmp_path):
+    (tmp_path / "my.csv").write_text("a,b\n" + "1,2\n" * 5 + f"{value},3\n")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        recommend_csv(str(tmp_path / "my.csv"), "b")
+
+
+def test_the_tails_of_a_table_wider_than_long_are_the_targets_own():
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(50, 100))
+    outliers, none = lo.recommend(inputs=wide, targets=rng.standard_cauchy(50)), lo.recommend(inputs=wide, targets=rng.normal(size=50))
+    assert (outliers.kind, none.kind) == ("regression_outliers", "regression")
+    assert "of the targets (a linear fit of 100 columns to 50 rows tells nothing)" in outliers.facts[0]
+
+
+def test_labels_that_the_loss_cannot_take_and_classes_that_may_be_counts_are_said():
+    masks = 255 * (np.arange(256).reshape(4, 8, 8) % 2)
+    images = np.zeros((4, 8, 8, 1))
+    assert "the loss wants 0 and 1: targets == 255 has them so" in lo.recommend(inputs=images, targets=masks).facts[-1]
+    with pytest.raises(ValueError, match=r"0 and 1, got .*: the labels are 0 and 255, .* targets == 255"):
+        lo.recommend("segmentation", inputs=images, targets=masks)
+    several = lo.recommend(inputs=X, targets=10 * np.arange(400) % 30)
+    assert "the loss wants 0 ... 2: numpy.searchsorted(numpy.unique(targets), targets) has them so" in several.facts[-1]
+    counted = lo.recommend(inputs=X, targets=RNG.poisson(np.exp(2.5 + LINE / 3)))
+    assert 'if they are classes, give the kind "multiclass"' in counted.facts[0]
+    assert 'amounts "regression"' in lo.recommend(inputs=X, targets=np.arange(400) % 26).facts[0]
+
+
+def test_other_spellings_of_a_kind_and_words_that_are_none():
+    for word, kind in (("multi-class", "multiclass"), ("Multi-Label", "multilabel"), ("binary rare", "binary_rare")):
+        assert lo.recommend(word).kind == kind
+    with pytest.raises(ValueError, match=r"no kind 'sequence'; sequences of tokens are \"tokens\"; .* family \"rnn\""):
+        lo.recommend("sequence")
+    with pytest.raises(ValueError, match="a family of networks"):
+        lo.recommend("transformer")
+
+
+def test_a_kind_without_a_task_of_ours_has_a_template_or_an_error(lossopt, tmp_path):
+    (tmp_path / "visits.csv").write_text("a,n\n" + "".join(f"{i % 7},{i % 3}\n" for i in range(60)))
+    done = lossopt("recommend", "counts", "--write", "c.toml")
+    assert done.returncode == 0, done.stderr
+    assert "data.path and data.target are to be filled in" in done.stdout
+    text = (tmp_path / "c.toml").read_text().replace("my.csv", "visits.csv").replace('target = "target"', 'target = "n"')
+    (tmp_path / "c.toml").write_text(text)
+    trained = lossopt("train", "c.toml", "--set", "run.steps=20", "--set", "schedule.warmup=2", "--set", "run.evaluate_every=10", "-q")
+    assert trained.returncode == 0, trained.stderr
+    failed = lossopt("recommend", "multi-label", "--write", "l.toml")
+    assert (failed.returncode, (tmp_path / "l.toml").exists()) == (2, False)
+    assert "no config to write: neither a task of ours nor a CSV file holds data of the kind multilabel" in failed.stderr
+    assert lossopt("recommend", "multilabel").returncode == 0  # the recipe is an answer by itself
