@@ -19,7 +19,12 @@ from .sweep import LanePlan, Swept, sweep
 CAP = 0.5
 WIDTH = 0.25
 TOLERANCE = 0.05  # what counts as just as good
+FEW_STEPS = 10  # with fewer the last two of five parts are a step each, whose difference is the batches'
+HARDLY = 0.03, 10.0  # of the start, what the held-out loss falls by, and how many times that the training loss: initial outputs settle
 STILL_FALLING = 0.05  # of all that was gained, gained in the last fifth: an exponential decay that has 6 % left
+
+# Verdicts with which no rate is better than another.
+USELESS = {"no_steps", "not_finite_at_start", "not_finite_held_out", "not_finite_data", "all_diverge", "nothing_learnt", "nothing_held_out"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class LRFinding:
 
     @property
     def config_line(self) -> str:
-        """The suggestion as a line of a config, e.g. "schedule.peak = 3.2e-3"; "" without one."""
+        """The suggestion as a line of a config, "peak = 3.2e-3  # in [schedule]"; "" without one. See also `override`."""
         return config_line(self.path, self.recipe) if math.isfinite(self.suggested) else ""
 
     def table(self) -> list[dict[str, Any]]:
@@ -141,8 +146,11 @@ def check_range(low: float, high: float, count: int, seeds: int) -> None:
         raise ValueError(f"find_lr: seeds must be at least 1, got {seeds}")
 
 
-def judged(recipe: Recipe, rates: np.ndarray, swept: Swept) -> LRFinding:
-    """The finding of a finished sweep over constant rates, rising, of a recipe."""
+def judged(recipe: Recipe, rates: np.ndarray, swept: Swept, *, early: bool = False) -> LRFinding:
+    """The finding of a finished sweep over constant rates, rising, of a recipe.
+
+    early: a longer run is to come, so a held-out loss that has not learnt yet is no reason to suggest nothing.
+    """
     training = swept.history["loss"].astype(np.float64).reshape(len(rates), swept.seeds, -1)
     held_out = "loss" in swept.evaluations
     losses = swept.evaluations["loss"][:, -1].reshape(len(rates), -1) if held_out else _last(training, 8)
@@ -153,8 +161,11 @@ def judged(recipe: Recipe, rates: np.ndarray, swept: Swept) -> LRFinding:
     total = smooth.mean(1)
     # Where rates are equally good the lowest is taken: it is the furthest from the edge.
     at = int(np.argmin(total))
-    verdicts = _verdicts(rates, training, losses, at, start, int(swept.evaluation_steps[-1]), held_out)
-    useless = verdicts.keys() & {"no_steps", "not_finite_at_start", "not_finite_held_out", "all_diverge", "nothing_learnt"}
+    failed_at = swept.diverged_at.reshape(losses.shape)
+    verdicts = _verdicts(rates, training, losses, failed_at, at, start, int(swept.evaluation_steps[-1]), held_out)
+    if early:
+        verdicts.pop("nothing_held_out", None)
+    useless = verdicts.keys() & USELESS
     suggested = math.nan if useless else float(rates[at])
     first, last = _span(total <= total[at] + TOLERANCE, at)
     path, suggestion = with_rate(recipe, suggested)
@@ -236,7 +247,7 @@ def _edge(rates: np.ndarray, losses: np.ndarray, start: float, at: int) -> float
 
 
 def _verdicts(
-    rates: np.ndarray, training: np.ndarray, losses: np.ndarray, at: int, start: float, steps: int, held_out: bool
+    rates: np.ndarray, training: np.ndarray, losses: np.ndarray, failed_at: np.ndarray, at: int, start: float, steps: int, held_out: bool
 ) -> dict[str, str]:
     """What keeps the finding from being trusted, the gravest first and alone where nothing else can be said."""
     if not steps:
@@ -247,6 +258,9 @@ def _verdicts(
     if not ended.any():
         if held_out and np.isfinite(training[..., -1]).any():
             return {"not_finite_held_out": "training stayed finite and the held-out loss did not: look at the held-out data"}
+        if _whatever_the_rate(training, failed_at, start):
+            first = int(failed_at[0].min())
+            return {"not_finite_data": f"the loss is not finite from step {first} on, whatever the rate: look for NaN in that batch's data"}
         return {"all_diverge": f"every rate diverges, down to {short(rates[0])}: lower low, or look for what blows up (clip_norm helps)"}
     final = _last(training, 5).mean(1)
     final, before = np.where(ended, final, np.inf), np.where(ended, _last(training, 5, back=1).mean(1), np.inf)
@@ -257,16 +271,33 @@ def _verdicts(
         if final[0] > start + 0.1 * abs(start):
             return {"nothing_learnt": f"{what}, and the lowest, {short(rates[0])}, ends far above where it began: lower low"}
         return {"nothing_learnt": f"{what}: try more steps, raise high, or look at the model, the loss and the data"}
+    if held_out:
+        held, ends = start - losses[at].mean() - 0.1 * abs(start), start - final.min()
+        held = max(held, losses[0].mean() - losses[at].mean()) if ended[0] else held
+        if held <= 0.01 * abs(start) or (held <= HARDLY[0] * abs(start) and ends > HARDLY[1] * held):
+            what = f"nothing is learnt that holds: the held-out loss falls by {max(held, 0):.2g} at most, the training loss by {ends:.2g}"
+            return {"nothing_held_out": f"{what}: look at the data and the labels, or at a model that only memorises them"}
     found = {}
     if at == 0:
         found["range_too_high"] = f"the best rate is the lowest tried, {short(rates[0])}: lower low"
     if at == len(rates) - 1:
         found["range_too_low"] = f"the best rate is the highest tried, {short(rates[-1])}: raise high"
     drop = (before[at] - final[at]) / max(start - final[at], np.finfo(float).tiny)
-    if steps >= 10 and drop > STILL_FALLING:
+    if steps < FEW_STEPS:
+        found["budget_too_short"] = f"{steps} steps are too few to judge a rate by: with more a lower one may do better"
+    elif drop > STILL_FALLING:
         share = f"{min(drop, 1.0):.0%} of all that it learnt, it learnt in the last fifth of {steps} steps"
         found["budget_too_short"] = f"the best rate still learns ({share}): with more steps a lower one may do better"
     return found
+
+
+def _whatever_the_rate(training: np.ndarray, failed_at: np.ndarray, start: float) -> bool:
+    """Whether each seed's three lowest rates fail in the same step, after a loss that had not grown: not by the rate, then."""
+    low = failed_at[:3]
+    if (low < 2).any() or (low != low[0]).any():
+        return False
+    before = [seed[np.isfinite(seed)][-1] for seed in training[0]]
+    return bool((np.asarray(before) <= start + 0.5 * abs(start)).all())
 
 
 def with_rate(recipe: Recipe, rate: float) -> tuple[str, Recipe]:
@@ -285,10 +316,23 @@ def with_rate(recipe: Recipe, rate: float) -> tuple[str, Recipe]:
 
 
 def config_line(path: str, recipe: Recipe) -> str:
-    """A number of the recipe's schedule as a line of a config, rates in short."""
+    """A number of the recipe's schedule as a line of a config, rates in short, and which table it belongs in."""
+    table, _, name = path.rpartition(".")
+    called = ', whose name is "constant"' if recipe.schedule.fn is schedules.constant else ""  # what some had to be replaced by
+    return f"{name} = {_shown(path, recipe)}  # in [{table}]{called}"
+
+
+def override(path: str, recipe: Recipe, given: Recipe) -> str:
+    """That number as --set takes it, "schedule.peak=3.2e-3"; the whole schedule where the recipe as given had another."""
+    if recipe.schedule.fn is not given.schedule.fn:
+        return f'schedule={{name = "constant", value = {_shown(path, recipe)}}}'
+    return f"{path}={_shown(path, recipe)}"
+
+
+def _shown(path: str, recipe: Recipe) -> str:
     value = np.asarray(recipe.schedule.hparams[path.rpartition(".")[2]], np.float64)
     shown = ", ".join(short(number) for number in value.ravel().tolist())
-    return f"{path} = [{shown}]" if value.ndim else f"{path} = {shown}"
+    return f"[{shown}]" if value.ndim else shown
 
 
 def short(rate: float) -> str:

@@ -1,7 +1,7 @@
 """The classical range test: one run under a growing rate, and what fastai's rules read from it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from .train import fit
 
 FORGETTING = 0.98  # of the running mean
 BLOW_UP = 4.0
+FEW_STEPS = 50  # 1 / (1 - FORGETTING)
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class LRRangeTest:
     """One run under a growing rate, up to where its smoothed loss left 4 times the best behind.
 
     rates, losses, smoothed: [steps taken]. valley, steep: what fastai's rules of these names suggest; NaN where too few steps are left.
-    low, high, steps: what was asked for.
+    low, high, steps: what was asked for. verdicts: what is wrong, kind -> sentence; {} where nothing is. See `lr_range_test`.
     """
 
     rates: np.ndarray
@@ -31,6 +32,7 @@ class LRRangeTest:
     low: float
     high: float
     steps: int
+    verdicts: dict[str, str] = field(default_factory=dict)
 
 
 def lr_range_test(
@@ -40,6 +42,7 @@ def lr_range_test(
 
     The loss is smoothed by a running mean of factor 0.98, freed of its bias; the curve ends where that is above 4 times its least, or
     not finite. The suggestions leave out the first tenth of the steps and the last five, as fastai does (100 steps there).
+    No suggestion, and why, where the loss is not finite or blows up within the first tenth, or falls by no more than 1 % and its noise.
     Cheap, and known to miss: each point has been through all lower rates. `find_lr` is the one that is validated.
 
     >>> import lossopt_jax as lo, numpy as np
@@ -63,7 +66,34 @@ def lr_range_test(
     end = int(np.argmax(over)) if over.any() else len(losses)
     kept = slice(len(losses) // 10, max(end - 5, 0))
     suggested = valley(rates[kept], smoothed[kept]), steep(rates[kept], smoothed[kept])
-    return LRRangeTest(rates[:end], losses[:end], smoothed[:end], *suggested, low, high, run.steps)
+    verdicts = _verdicts(rates, losses, end, run.steps)
+    if verdicts.keys() & {"not_finite_at_start", "diverges_at_once", "nothing_learnt"}:
+        suggested = math.nan, math.nan
+    return LRRangeTest(rates[:end], losses[:end], smoothed[:end], *suggested, low, high, run.steps, verdicts)
+
+
+def _verdicts(rates: np.ndarray, losses: np.ndarray, end: int, steps: int) -> dict[str, str]:
+    """What keeps the suggestions from being trusted. end: how many steps there were before the loss blew up."""
+    if not np.isfinite(losses[0]):
+        return {"not_finite_at_start": "the loss was not finite before any update: look at the data, the labels and the outputs' shape"}
+    tenth = max(1, steps // 10)
+    if end < steps and end <= tenth + 5:
+        blown = f"the loss blew up after {end} of {steps} steps, at a rate of {rates[max(end - 1, 0)]:.2g}"
+        return {"diverges_at_once": f"{blown}: lower low, or look at the data if that is low already"}
+    parts = losses[: end - end % tenth].reshape(-1, tenth)  # ten of them in a run to the end
+    means = parts.mean(1)
+    noise = 3 * losses[:tenth].std() / math.sqrt(tenth)  # of the mean of a part, at the lowest rates
+    gained = means[0] - means.min()
+    if gained <= max(0.01 * abs(means[0]), noise):
+        return {"nothing_learnt": "the loss does not fall at any rate: raise high, take more steps, or look at the model and the data"}
+    found = {}
+    if len(means) > 1 and means[0] - means[1] > max(0.1 * gained, noise):
+        found["range_too_high"] = f"the loss falls from the lowest rate on, {rates[0]:.2g}: lower low"
+    if end == steps and means.argmin() == len(means) - 1:
+        found["range_too_low"] = f"the loss still falls at the highest rate, {rates[-1]:.2g}: raise high"
+    if steps < FEW_STEPS:
+        found["budget_too_short"] = f"{steps} steps are few: the running mean alone spans {FEW_STEPS}, and fastai takes 100"
+    return found
 
 
 def running_mean(losses: np.ndarray, forgetting: float = FORGETTING) -> np.ndarray:

@@ -209,7 +209,7 @@ def _findings(stages: _Stages, recipe: Recipe, families: dict[str, Bound], run: 
     rates, recipes = np.geomspace(LOW, HIGH, RATES), {label: recipe._replace(optimizer=family) for label, family in families.items()}
     constant = [own._replace(schedule=bind(schedules.constant, value=rate)) for own in recipes.values() for rate in rates]
     swept = stages.run("rates", Trials(tuple(constant), {}), run, alike=[_alike(own, rate) for own in recipes.values() for rate in rates])
-    return {label: judged(own, rates, _part(swept, i * RATES, RATES)) for i, (label, own) in enumerate(recipes.items())}
+    return {label: judged(own, rates, _part(swept, i * RATES, RATES), early=True) for i, (label, own) in enumerate(recipes.items())}
 
 
 def _part(swept: Swept, first: int, count: int) -> Swept:

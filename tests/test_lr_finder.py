@@ -1,6 +1,7 @@
 """The rate finder against theory (a quadratic), against planted failures, and the range test's rules against hand-worked curves."""
 
 import math
+import tomllib
 from dataclasses import replace
 
 import jax
@@ -89,18 +90,22 @@ def test_the_suggestion_goes_into_the_schedules_own_number(found):
         assert finding.path == path
         assert finding.recipe.schedule.fn is schedule.fn
         assert float(lo.numbers(finding.recipe)[path]) == pytest.approx(rate, rel=1e-6)
-        assert finding.config_line == f"{path} = {lr_finder.short(rate)}"
+        assert finding.config_line.partition("  #")[0] == f"{path.removeprefix('schedule.')} = {lr_finder.short(rate)}"
+        assert "  # in [schedule]" in finding.config_line
+        assert lr_finder.override(finding.path, finding.recipe, recipe(schedule=schedule)) == f"{path}={lr_finder.short(rate)}"
     stairs = placed(lo.bind(s.piecewise_constant, boundaries=[10], values=[1.0, 0.1]))
     np.testing.assert_allclose(stairs.recipe.schedule.hparams["values"], [rate, rate / 10], rtol=1e-6)
-    assert stairs.config_line == f"schedule.values = [{lr_finder.short(rate)}, {lr_finder.short(rate / 10)}]"
-    joined = placed(lo.bind(s.join, schedules=(CONSTANT, CONSTANT), boundaries=[10]))
+    assert stairs.config_line == f"values = [{lr_finder.short(rate)}, {lr_finder.short(rate / 10)}]  # in [schedule]"
+    given = recipe(schedule=lo.bind(s.join, schedules=(CONSTANT, CONSTANT), boundaries=[10]))
+    joined = placed(given.schedule)
     assert joined.recipe.schedule == lo.bind(s.constant, value=rate)
+    assert joined.config_line == f'value = {lr_finder.short(rate)}  # in [schedule], whose name is "constant"'
+    change = lr_finder.override(joined.path, joined.recipe, given)
+    assert tomllib.loads(change) == {"schedule": {"name": "constant", "value": pytest.approx(rate, rel=0.05)}}
 
 
 @pytest.mark.parametrize(("rate", "text"), [(0.00324, "3.2e-3"), (0.1, "0.1"), (3.16e-5, "3.2e-5"), (1e-7, "1e-7"), (123.0, "120.0")])
 def test_short_rates_are_toml_floats(rate, text):
-    import tomllib
-
     assert lr_finder.short(rate) == text
     assert tomllib.loads(f"x = {text}")["x"] == pytest.approx(rate, rel=0.05)
     assert isinstance(tomllib.loads(f"x = {text}")["x"], float)
@@ -124,7 +129,9 @@ def test_what_is_wrong_is_said(found):
     assert fine.suggested == found.rates[20]
     for bad, kind in (
         (planted(found, np.full((40, 40), np.nan)), "not_finite_at_start"),
-        (planted(found, np.where(np.arange(40) < 7, 1.0, np.nan)[None] + np.zeros((40, 1))), "all_diverge"),
+        (planted(found, np.where(np.arange(40)[None] < 30 - np.arange(40)[:, None] // 2, 1.0, np.nan)), "all_diverge"),
+        (planted(found, np.where(np.arange(40) < 7, 1.0, np.nan)[None] + np.zeros((40, 1))), "not_finite_data"),
+        (planted(found, bowl + (1 - bowl) * fallen, held_out=np.linspace(1.005, 1.0, 40)), "nothing_held_out"),
         (planted(found, bowl + (1 - bowl) * fallen, held_out=np.full(40, np.nan)), "not_finite_held_out"),
         (planted(found, np.ones((40, 40)) + 1e-3 * bowl), "nothing_learnt"),
     ):
@@ -319,3 +326,61 @@ def test_the_range_of_a_loss_below_zero_is_of_what_was_learnt():
     assert 0.02 < below.range[0] <= below.suggested <= below.range[1] < below.edge
     nothing = find(recipe(lambda outputs, targets: 0.0 * energy(outputs, targets)))
     assert list(nothing.verdicts) == ["nothing_learnt"]
+
+
+def test_one_row_that_is_not_finite_is_told_from_rates_that_are_too_high():
+    x, y = ONES[0].copy(), ONES[1]
+    order = lo.data.batch_indices(16, 4, seed=0, first=0, count=4)
+    x[order[3, 0]] = np.nan  # in the batch of step 3
+    bad = find(train=(x, y), run=lo.Run(steps=20, batch_size=4))
+    assert bad.verdicts.keys() == {"not_finite_data"}
+    assert "not finite from step 3 on, whatever the rate: look for NaN" in bad.verdicts["not_finite_data"]
+    assert find(low=1e25, high=1e30).verdicts.keys() == {"all_diverge"}
+
+
+def test_the_shortest_budgets_are_said_to_be_short():
+    for steps in (2, 5, 9):
+        assert "too few to judge a rate by" in find(run=lo.Run(steps=steps, batch_size=8)).verdicts["budget_too_short"]
+    assert "too few" not in str(find(run=lo.Run(steps=10, batch_size=8)).verdicts)
+
+
+def test_a_held_out_loss_that_learns_nothing_has_no_rate(found):
+    """What the initial outputs settle by, a hundredth or two, is nothing where the training loss falls to nothing."""
+    fallen, bowl = np.exp(-np.linspace(0, 6, 40))[None], np.minimum(0.01 + 0.1 * np.arange(-20, 20)[:, None] ** 2, 1.0)
+    training = bowl + (1 - bowl) * fallen
+
+    def held_out(fall):
+        return 1.0 - fall + 0.1 * np.square(np.arange(40) / 10 - 1.5) * (np.arange(40) > 15)
+
+    for fall, kinds in ((0.005, {"nothing_held_out"}), (0.02, {"nothing_held_out"}), (0.2, set())):
+        ends = held_out(fall)
+        ends[:5] = 1.0
+        assert planted(found, training, held_out=ends).verdicts.keys() == kinds
+    # A weak signal that the training loss falls by no more for is learnt.
+    weak = 1 - 0.05 * (1 - training)
+    ends = held_out(0.02)
+    ends[:5] = 1.0
+    assert planted(found, weak, held_out=ends).verdicts == {}
+    ends = held_out(0.005)
+    ends[:5] = 1.0
+    longer = lr_finder.judged(recipe(), found.rates, planted(found, training, held_out=ends).swept, early=True)
+    assert math.isfinite(longer.suggested)  # as `tune` looks, before a longer run
+
+
+def test_a_range_test_says_what_is_wrong_with_it():
+    def test_of(train=ONES, which=None, steps=100, **range_):
+        return lr_range_test(QUADRATIC, which or recipe(), train=train, run=lo.Run(steps=steps, batch_size=8), **range_)
+
+    assert test_of(low=1e-4).verdicts == {}
+    nothing = test_of(which=recipe(lambda outputs, targets: 0 * energy(outputs, targets) + 1))
+    nan = test_of(train=(np.full((16, 1), np.nan, np.float32), ONES[1]))
+    once = test_of(low=100.0, high=1e4)
+    narrow = test_of(low=1e-7, high=1e-6)
+    for test, kind in ((nothing, "nothing_learnt"), (nan, "not_finite_at_start"), (once, "diverges_at_once"), (narrow, "nothing_learnt")):
+        assert test.verdicts.keys() == {kind}
+        assert math.isnan(test.valley)
+        assert math.isnan(test.steep)
+    assert "after 1 of 100 steps, at a rate of 1e+02: lower low" in once.verdicts["diverges_at_once"]
+    assert test_of(low=1e-5, high=1e-2).verdicts.keys() == {"range_too_low"}
+    assert test_of(low=3e-2, high=10.0).verdicts.keys() == {"range_too_high"}
+    assert test_of(low=1e-4, steps=30).verdicts.keys() == {"budget_too_short"}
