@@ -1,7 +1,8 @@
 """The command line. JAX is imported inside the commands, so that help answers at once."""
 
 import math
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,7 @@ def find_lr(
         last = "range_test.png" if range_test else "find_lr.png"
         place = claimed(made, experiment, out, asked, resume=resume, overwrite=overwrite, last=last)
         if range_test:
-            _range_test(experiment, place, run, low, high, [stop_if_interrupted])
+            _range_test(experiment, place, run, low, high, [stop_if_interrupted], lambda change: _with_rate(config, set_, change))
             return
         many = f" x {seeds} seeds = {count * seeds} lanes" if seeds > 1 else " as lanes"
         typer.echo(f"{experiment.name}: {count} rates from {low:g} to {high:g}{many}, {run.steps} steps of {run.batch_size} examples")
@@ -213,6 +214,8 @@ def find_lr(
                 save_every=save_every,
             )
         finding.show_finding(found)
+        if found.config_line:
+            typer.echo(_with_rate(config, set_, lr_finder.override(found.path, found.recipe, experiment.recipe)))
         write_results(place, lambda: finding.write_finding(place, experiment, found))
         typer.echo(place)
 
@@ -238,10 +241,12 @@ def tune(
         from .report import folder, progress, tuning
         from .tune import Stage, tune
 
-        experiment = configs.load(config, set_ or ())
+        experiment = configs.load(config, [*_recommended(config, set_ or ()), *(set_ or ())])
         swept = {} if experiment.trials is None else experiment.trials.space
         known = numbers(experiment.recipe)
-        place = claimed(made, experiment, out, {"what": "tune"}, resume=resume, overwrite=overwrite)
+        budget = {"--lane-steps": lane_steps, "--minutes": minutes}
+        asked = {"what": "tune", "--seeds": seeds} | {name: value for name, value in budget.items() if value is not None}
+        place = claimed(made, experiment, out, asked, resume=resume, overwrite=overwrite)
         if left_out := [path for path in swept if path not in known]:
             typer.echo(f"not tuned: {', '.join(left_out)}, a structure of its own for each value: lossopt sweep does that")
 
@@ -274,7 +279,7 @@ def tune(
 
 
 @app.command()
-def diagnose(folder: Annotated[Path, typer.Argument(help="What train or sweep wrote, such as runs/mine.", show_default=False)]) -> None:
+def diagnose(folder: Annotated[Path, typer.Argument(help="What train, sweep, find-lr or tune wrote.", show_default=False)]) -> None:
     """Say what is wrong with a run, or with each lane of a sweep, and what to try next."""
     with one_line_errors():
         prepare_jax()
@@ -282,7 +287,14 @@ def diagnose(folder: Annotated[Path, typer.Argument(help="What train or sweep wr
         from .diagnose import diagnose
         from .report.diagnosis import show_diagnosis
 
-        targets = None
+        targets, wrote = None, _wrote(folder)
+        if wrote == "range-test":
+            raise ValueError(
+                f"{folder} is of a range test, whose rate grows until it fails: train with the rate it gave, and diagnose that"
+            )
+        if wrote == "tune":
+            folder = folder / "sweep"
+            typer.echo(f"the sweep of the tuning, {folder}")
         with suppress(configs.ConfigError):  # a folder that no config made has its curves all the same
             targets = configs.load(folder / "config.toml").task.train[1]
         show_diagnosis(diagnose(folder, targets=targets))
@@ -328,6 +340,8 @@ def recommend(
         try:
             config = found.config(table)
         except ValueError as error:
+            if write is not None:
+                raise ValueError(f"no config to write: {error}") from None
             typer.secho(f"no config: {error}", fg=typer.colors.YELLOW)
             return
         if write is None:
@@ -336,6 +350,8 @@ def recommend(
         if write.exists():
             raise FileExistsError(f"{write} exists: choose another file to --write")
         folder.write_text(write, config)
+        if config.startswith("#"):  # a template
+            typer.echo(config.partition("\n")[0].removeprefix("# ") + "; then:")
         typer.echo(f"lossopt train {write}, lossopt sweep {write}, lossopt tune {write}")
 
 
@@ -408,8 +424,23 @@ def main() -> None:
     app(prog_name="lossopt")
 
 
-def _range_test(experiment: "Experiment", place: Path, run: "Run", low: float, high: float, on_chunk: list[Callable[[Any], None]]) -> None:
-    """The range test of a config, shown and written."""
+def _with_rate(config: Path, set_: list[str] | None, change: str) -> str:
+    """The command that trains a config, as it was changed, with a rate that was found."""
+    return "train with it: " + shlex.join(
+        ["lossopt", "train", str(config), *(word for s in [*(set_ or ()), change] for word in ("--set", s))]
+    )
+
+
+def _range_test(
+    experiment: "Experiment",
+    place: Path,
+    run: "Run",
+    low: float,
+    high: float,
+    on_chunk: list[Callable[[Any], None]],
+    command: Callable[[str], str],
+) -> None:
+    """The range test of a config, shown and written. command: which trains with a change of the config."""
     from . import lr_finder
     from .range_test import lr_range_test
     from .report import finding
@@ -417,10 +448,64 @@ def _range_test(experiment: "Experiment", place: Path, run: "Run", low: float, h
     typer.echo(f"{experiment.name}: one run from rate {low:g} to {high:g} in {run.steps} steps of {run.batch_size} examples")
     data: dict[str, Any] = {"train": experiment.task.train, "run": run, "low": low, "high": high}
     test = lr_range_test(experiment.model, experiment.recipe, **data, on_chunk=on_chunk)
-    line = lr_finder.config_line(*lr_finder.with_rate(experiment.recipe, test.valley)) if math.isfinite(test.valley) else ""
+    path, recipe = lr_finder.with_rate(experiment.recipe, test.valley)
+    line = lr_finder.config_line(path, recipe) if math.isfinite(test.valley) else ""
     finding.show_range_test(test, line)
+    for sentence in test.verdicts.values():
+        typer.echo(f"note: {sentence}")
+    if line:
+        typer.echo(command(lr_finder.override(path, recipe, experiment.recipe)))
     write_results(place, lambda: finding.write_range_test(place, experiment, test, line))
     typer.echo(place)
+
+
+def _wrote(folder: Path) -> str | None:
+    """The command that wrote a folder, by its summary; None where it does not say."""
+    import json
+
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("what")
+    return None
+
+
+def _recommended(config: Path, overrides: Sequence[str]) -> list[str]:
+    """What a config with data lacks to be trained, as overrides: the model, loss, optimizer and schedule that `recommend` has for it."""
+    import tomllib
+
+    from .config.experiments import _override
+    from .config.parts import task_of
+    from .recommend import recommend
+
+    try:
+        tables = tomllib.loads(config.read_text(encoding="utf-8"))
+        for change in overrides:
+            _override(tables, change)
+    except (OSError, ValueError):  # which `load` names
+        return []
+    missing = [part for part in ("model", "loss", "optimizer", "schedule") if part not in tables]
+    data, run, model = (tables.get(name, {}) for name in ("data", "run", "model"))
+    if not missing or not all(isinstance(table, dict) for table in (data, run, model)) or not data:
+        return []
+    of = dict(zip(("inputs", "targets"), task_of(data).train, strict=True)) | {"family": model.get("name")}
+    found = recommend("counts" if data.get("kind") == "counts" else None, **of)
+    if data.get("kind") == "classes" and found.kind in ("counts", "regression", "regression_outliers"):  # by their frequencies
+        found = recommend("multiclass", **of)
+    steps = run.get("steps", 500)
+    parts = {"model": {"name": found.family}} | found.tables(steps if isinstance(steps, int) else 500)
+    names = ", ".join(f"{part} {parts[part]['name']}" for part in missing)
+    typer.echo(f"not in {config}, so as lossopt recommend has it for {found.kind}, {found.family}: {names}")
+    if "optimizer" in missing and "clip_norm" in parts and "clip_norm" not in tables:
+        missing.append("clip_norm")
+    return [f"{part}={_toml(parts[part])}" for part in missing]
+
+
+def _toml(value: Any) -> str:
+    """A number, a text, a list of them or a table of these, in one line of TOML."""
+    import json
+
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
+    return json.dumps(value)
 
 
 def _shown(default: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -184,7 +185,8 @@ def test_find_lr_gives_a_line_for_the_config_and_diverging_everywhere_is_an_answ
     assert lines[-1] == "found"
     summary = json.loads((tmp_path / "found" / "summary.json").read_text())
     assert summary["config_line"] in lines
-    assert tomllib.loads(summary["config_line"])["schedule"]["peak"] == pytest.approx(summary["suggested"], rel=0.06)
+    assert tomllib.loads(f"[schedule]\n{summary['config_line']}")["schedule"]["peak"] == pytest.approx(summary["suggested"], rel=0.06)
+    assert f"train with it: lossopt train {DIGITS} --set schedule.peak={lr_finder.short(summary['suggested'])}" in lines
     assert (summary["what"], summary["steps"], summary["count"], summary["seeds"]) == ("find-lr", 20, 4, 1)
     rates = list(csv.DictReader((tmp_path / "found" / "rates.csv").read_text().splitlines()))
     assert [float(row["learning_rate"]) for row in rates] == pytest.approx(np.geomspace(1e-7, 10, 4))
@@ -208,13 +210,53 @@ def test_the_range_test_is_one_run_with_a_line_of_its_own(tmp_path, lossopt):
     done = lossopt("find-lr", DIGITS, *few)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "here" / "summary.json").read_text())
-    assert summary["config_line"] == f"schedule.peak = {lr_finder.short(summary['valley'])}"
+    assert summary["config_line"] == f"peak = {lr_finder.short(summary['valley'])}  # in [schedule]"
+    assert done.stdout.splitlines()[-2].endswith(f"--set schedule.peak={lr_finder.short(summary['valley'])}")
     assert done.stdout.splitlines()[1] == summary["config_line"]
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"config.toml", "rates.csv", "summary.json", "range_test.png"}
     rows = list(csv.DictReader((tmp_path / "here" / "rates.csv").read_text().splitlines()))
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(np.geomspace(1e-7, 10, 60)[: len(rows)])
     other = lossopt("find-lr", DIGITS, *few[1:], "--resume")
     assert (other.returncode, "what is find-lr and was range-test" in other.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_suggestion_can_be_pasted_into_every_config_and_given_on_its_command_line(path, tmp_path):
+    from lossopt_jax import config
+
+    given = config.load(path, sweep=False)
+    where, recipe = lr_finder.with_rate(given.recipe, 0.0123)
+    line = lr_finder.config_line(where, recipe)
+    name, table = line.partition(" ")[0], line.partition("# in ")[2]
+    text = path.read_text()
+    head, tail = text.split(f"{table}\n")
+    tail = re.sub(rf"^{name} = .*$", lambda _: line, tail, count=1, flags=re.MULTILINE)
+    (tmp_path / "pasted.toml").write_text(f"{head}{table}\n{tail}")
+    for there in (config.load(tmp_path / "pasted.toml"), config.load(path, [lr_finder.override(where, recipe, given.recipe)])):
+        assert float(lo.numbers(there.recipe)[where]) == pytest.approx(0.012)
+        assert there.recipe.schedule.fn is given.recipe.schedule.fn
+
+
+def test_the_command_of_find_lr_repeats_what_was_set_and_trains(tmp_path, lossopt):
+    joined = 'schedule={name="join", schedules=[{name="constant", value=0.1}, {name="constant", value=0.01}], boundaries=[10]}'
+    done = lossopt("find-lr", DIGITS, "--set", joined, "--set", "run.steps=20", "--count", "4", "--seeds", "1", "--out", "here")
+    assert done.returncode == 0, done.stderr
+    command = next(line for line in done.stdout.splitlines() if line.startswith("train with it: "))
+    trained = lossopt(*shlex.split(command.removeprefix("train with it: lossopt ")), "--out", "trained")
+    assert trained.returncode == 0, trained.stderr
+    written = tomllib.loads((tmp_path / "trained" / "config.toml").read_text())
+    suggested = json.loads((tmp_path / "here" / "summary.json").read_text())["suggested"]
+    assert written["schedule"] == {"name": "constant", "value": pytest.approx(suggested, rel=0.05)}
+    assert written["run"]["steps"] == 20
+
+
+def test_a_range_test_has_no_run_to_diagnose_and_says_what_is_wrong(tmp_path, lossopt):
+    done = lossopt("find-lr", DIGITS, "--range-test", "--steps", "60", "--high", "1e-6", "--out", "here")
+    assert done.returncode == 0, done.stderr
+    assert "note: the loss does not fall at any rate: raise high" in done.stdout
+    failed = lossopt("diagnose", "here")
+    assert failed.returncode == 2
+    assert "here is of a range test, whose rate grows until it fails" in failed.stderr
 
 
 @pytest.mark.parametrize(

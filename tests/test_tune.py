@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,4 +158,43 @@ def test_the_command_writes_what_it_found(tmp_path, lossopt):
     assert summary["what"] == "tune"
     assert sum(summary["lane_steps"].values()) <= 20 * 30
     assert sorted(row["which"] for row in summary["recipes"]) == ["as given", "finalist", "tuned"]  # two seeds leave room for a second one
+    diagnosed = lossopt("diagnose", "here")
+    assert diagnosed.returncode == 0, diagnosed.stderr
+    assert diagnosed.stdout.startswith("the sweep of the tuning, here/sweep\nof ")
     assert lo.load(here / "sweep").lanes == len((here / "sweep" / "trials.csv").read_text().splitlines()) - 1
+
+
+def test_what_a_config_lacks_is_what_recommend_has_for_its_data(lossopt, tmp_path):
+    (tmp_path / "bare.toml").write_text('[data]\nname = "digits"\n[model]\nname = "mlp"\n[run]\nsteps = 20\n')
+    done = lossopt("tune", "bare.toml", "--set", "optimizer={name='sgd'}", "--lane-steps", "600", "--seeds", "1", "--out", "here")
+    assert done.returncode == 0, done.stderr
+    found = "as lossopt recommend has it for multiclass, mlp: loss cross_entropy, schedule warmup_cosine"
+    assert f"not in bare.toml, so {found}" in done.stdout
+    config = tomllib.loads((tmp_path / "here" / "config.toml").read_text())
+    assert [config[part]["name"] for part in ("model", "loss", "optimizer", "schedule")] == ["mlp", "cross_entropy", "sgd", "warmup_cosine"]
+    assert config["schedule"]["warmup"] <= 10  # of 20 steps
+    (tmp_path / "visits.csv").write_text("a,n\n" + "".join(f"{i % 7},{i % 3}\n" for i in range(60)))
+    counts = '[data]\nname = "csv"\npath = "visits.csv"\ntarget = "n"\nkind = "counts"\n[run]\nsteps = 20\n'
+    (tmp_path / "counts.toml").write_text(counts)
+    done = lossopt("tune", "counts.toml", "--lane-steps", "100", "--out", "no")  # too few, but told what it would be
+    assert "for counts, mlp: model mlp, loss poisson_nll, optimizer adamw, schedule warmup_cosine" in done.stdout
+    assert "lane_steps must be at least" in done.stderr
+
+
+def test_another_budget_does_not_go_on_with_a_tuning(lossopt, tmp_path, monkeypatch):
+    module = importlib.import_module("lossopt_jax.tune")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "tune", killed)
+    config = str(Path(__file__).parents[1] / "configs" / "digits_mlp.toml")
+    assert lossopt("tune", config, "--lane-steps", "12000", "--out", "here").returncode == 130
+    for other, words in (
+        (["--lane-steps", "6000"], "--lane-steps is 6000 and was 12000"),
+        (["--lane-steps", "12000", "--seeds", "2"], "--seeds is 2 and was 3"),
+        (["--minutes", "1"], "--minutes is 1.0 and was not set"),
+    ):
+        failed = lossopt("tune", config, *other, "--out", "here", "--resume")
+        assert (failed.returncode, words in failed.stderr) == (2, True), failed.stderr
+    assert lossopt("tune", config, "--lane-steps", "12000", "--out", "here", "--resume").returncode == 130  # goes on
