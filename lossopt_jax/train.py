@@ -21,7 +21,7 @@ from .loop import Callbacks, Program, Run, chunk_length, evaluation_steps, host_
 from .models import Apply, Model
 from .products import with_products_along
 from .recipe import Recipe
-from .reduce import mean
+from .reduce import Total, mean
 from .step import TrainState, check_recipe, eval_step, init_state, train_step
 
 EVALUATION_BATCH = 1024
@@ -101,10 +101,20 @@ def _packed(model: Model, recipe: Recipe, state: TrainState) -> tuple[Model, Tra
     return model._replace(apply=apply), state._replace(params=vector, opt_state=opt_state), unpacked
 
 
-def evaluate(model: Model, recipe: Recipe, state: TrainState, data: Batch) -> dict[str, jax.Array]:
-    """Held-out means over data in pieces [k, m, ...] (see `data.pieces`): exact, since pairs are added, never means."""
-    totals = jax.lax.map(lambda piece: eval_step(model, recipe, state, piece), data)
-    return {name: mean(jax.tree.map(lambda t: t.sum(0), total)) for name, total in totals.items()}
+def evaluate(model: Model, recipe: Recipe, state: TrainState, data: Batch, count: jax.Array) -> dict[str, jax.Array]:
+    """Held-out means over the `count` pieces [k, m, ...] of data (see `data.pieces`): exact, since pairs are added, never means.
+
+    count: traced, as that of `train_chunk`.
+    """
+
+    def of_piece(i: Any) -> dict[str, Total]:
+        # The choice is none, but XLA would take all of one piece out of the loop, and then what lies around it, such as how many lanes
+        # there are, reaches into the last bits.
+        return eval_step(model, recipe, state, jax.tree.map(lambda leaf: jnp.where(i < count, leaf[i], 0).astype(leaf.dtype), data))
+
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_piece, 0))
+    totals = jax.lax.fori_loop(0, count, lambda i, so_far: jax.tree.map(jnp.add, so_far, of_piece(i)), start)
+    return {name: mean(total) for name, total in totals.items()}
 
 
 @dataclass(frozen=True)
@@ -201,12 +211,12 @@ def single_program(model: Model, recipe: Recipe, data: Batch, held_out: Batch | 
     start, chunk, score = compile_together(
         jax.jit(init_state).lower(*start_with),
         jax.jit(train_chunk, donate_argnums=2).lower(model, recipe, carry, data, indices, 0),
-        held_out and jax.jit(evaluate).lower(model, recipe, state, held_out),
+        held_out and jax.jit(evaluate).lower(model, recipe, state, held_out, 0),
     )
     return Program(
         begin=lambda: Carry(start(*start_with), jnp.bool_(True)),
         chunk=lambda carry, indices, count: chunk(model, recipe, carry, data, indices, count),
-        evaluate=score and (lambda carry: score(model, recipe, carry.state, held_out)),
+        evaluate=score and (lambda carry: score(model, recipe, carry.state, held_out, examples(held_out))),
         keep=lambda carry, alive: carry,
         unload=lambda carry: [np.asarray(leaf) for leaf in jax.tree.leaves(untyped(carry.state))],
         load=lambda leaves, alive: Carry(typed(jax.tree.unflatten(jax.tree.structure(state), jax.device_put(leaves))), jnp.asarray(alive)),

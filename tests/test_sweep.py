@@ -72,6 +72,25 @@ def test_a_lane_does_not_depend_on_the_number_order_or_neighbours_of_the_lanes()
     np.testing.assert_allclose(run_sweep(which, plan=lo.LanePlan(1, 2)).history["loss"], whole, rtol=1e-6)
 
 
+@pytest.mark.slow  # compiled as users do, since without XLA's optimisation it was the same always
+@pytest.mark.parametrize("rows", [8, 32])
+def test_what_few_rows_held_out_say_does_not_depend_on_them_either(rows):
+    """One group of lanes on a device, two, or a lane alone: the evaluation of so few rows once was compiled another way in each."""
+    x = np.random.default_rng(0).normal(size=(64 + rows, 12)).astype(np.float32)
+    y = np.abs(x[:, :3]).argmax(1)
+    rates = [lo.bind(lo.schedules.constant, value=0.01 * (i + 1)) for i in range(7)]
+    recipes = [lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.momentum), rate) for rate in rates]
+    model = lo.from_linen(nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)]))
+
+    def held_out(which, devices):
+        data = {"train": (x[:64], y[:64]), "evaluate": (x[64:], y[64:]), "run": lo.Run(steps=12, batch_size=16, evaluate_every=6)}
+        return lo.sweep(model, which, plan=lo.LanePlan(devices, 4), **data).evaluations["loss"]
+
+    whole = held_out(recipes, 1)
+    np.testing.assert_array_equal(held_out(recipes, 2), whole)
+    np.testing.assert_array_equal(held_out(recipes[3:4], 1), whole[3:4])
+
+
 def test_an_audit_finds_a_lane_the_same_alone_and_a_forged_one_not():
     which = list(trials(4).recipes)
     which[1] = which[1]._replace(schedule=which[1].schedule.replace(peak=1e30))
@@ -85,6 +104,9 @@ def test_an_audit_finds_a_lane_the_same_alone_and_a_forged_one_not():
     assert [row["difference"] for row in lo.audit(MODEL, swept, count=99, **data)] == [0, 0, 0, 0, 0, pytest.approx(0.5), np.inf, 0]
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         lo.audit(MODEL, swept, count=0, **data)
+    held_out = lo.sweep(MODEL, which[:1], plan=PLAN, evaluate=TASK.evaluate, **data)
+    held_out.evaluations["accuracy"][0, -1] *= 1.25
+    assert lo.audit(MODEL, held_out, evaluate=TASK.evaluate, count=1, **data)[0]["difference"] == pytest.approx(0.25)
 
 
 def test_structures_run_in_groups_and_come_back_in_order():

@@ -25,9 +25,9 @@ def audit(
 ) -> list[dict[str, Any]]:
     """Run `count` random lanes again, each alone under the sweep's plan; a row each: lane, trial, seed, steps compared, difference.
 
-    difference: the largest |a - b| / |b| of the training loss over the steps that the lane ran in the sweep, infinite where one of them
-    diverged and the other did not. 0 is what to expect: a lane's bits do not depend on its neighbours. Where the sweep had several
-    structures and chose its plan itself, groups of another width than the first may differ in the last bits.
+    difference: the largest |a - b| / |b| of the training loss and the held-out metrics over the steps that the lane ran in the sweep,
+    infinite where one of them diverged and the other did not. 0 is what to expect: a lane's bits do not depend on its neighbours. Where
+    the sweep had several structures and chose its plan itself, groups of another width than the first may differ in the last bits.
     model, train, evaluate, run: as the sweep had them.
     """
     if count < 1:
@@ -44,12 +44,18 @@ def audit(
         plan = LanePlan(swept.plan.devices, swept.plan.width)
         own_model, its = swept.trials.setup(trial, model, replace(run, seed=run.seed + own_seed))
         alone = sweep(own_model, [swept.trials.recipes[trial]], train=train, evaluate=evaluate, run=its, plan=plan)
-        ended = int(swept.stopped_at[lane])
-        there, here = swept.history["loss"][lane], alone.history["loss"][0]
-        if ended >= 0:
-            there, here = there[: -(-ended // swept.history_every)], here[: -(-ended // swept.history_every)]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            apart = np.where(there == here, 0, np.abs(there - here) / np.abs(here))
-        apart = np.where(np.isfinite(there) | np.isfinite(here), np.where(np.isnan(apart), np.inf, apart), 0)
-        rows.append({"lane": lane, "trial": trial, "seed": own_seed, "steps": len(apart), "difference": float(apart.max(initial=0))})
+        ended = swept.steps if swept.stopped_at[lane] < 0 else int(swept.stopped_at[lane])
+        steps = -(-ended // swept.history_every)
+        apart = [_apart(swept.history["loss"][lane, :steps], alone.history["loss"][0, :steps])]
+        looked = np.intersect1d(swept.evaluation_steps[swept.evaluation_steps <= ended], alone.evaluation_steps)
+        there, here = (np.isin(one.evaluation_steps, looked) for one in (swept, alone))
+        apart += [_apart(values[lane, there], alone.evaluations[name][0, here]) for name, values in swept.evaluations.items()]
+        rows.append({"lane": lane, "trial": trial, "seed": own_seed, "steps": steps, "difference": max(apart)})
     return rows
+
+
+def _apart(there: np.ndarray, here: np.ndarray) -> float:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = np.where(there == here, 0, np.abs(there - here) / np.abs(here))
+    apart = np.where(np.isfinite(there) | np.isfinite(here), np.where(np.isnan(apart), np.inf, apart), 0)
+    return float(apart.max(initial=0))

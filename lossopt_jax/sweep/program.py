@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .._types import Batch, PyTree
+from ..data import examples
 from ..hosts import pull, put
 from ..loop import Program, Run, chunk_length
 from ..models import Model
@@ -91,7 +92,7 @@ def lanes_program(
 
     def score(now: Lanes) -> dict[str, np.ndarray]:
         assert compiled.score is not None
-        scores = compiled.score(put(now.turns, split), now.recipes, now.carry, held_out)
+        scores = compiled.score(put(now.turns, split), now.recipes, now.carry, held_out, examples(held_out))
         return {name: by_lane(now, values) for name, values in pull(scores).items()}
 
     def load(states: list[np.ndarray], alive: np.ndarray, numbers: Recipe = drawn) -> Lanes:
@@ -202,8 +203,8 @@ def _compiled(
     def advance(recipe: Recipe, seed: jax.Array, carry: Carry, data: Batch, indices: jax.Array, count: jax.Array) -> Any:
         return train_chunk(model, recipe, carry, data, indices[seed], count)
 
-    def score(recipe: Recipe, carry: Carry, held_out: Batch) -> dict[str, jax.Array]:
-        return evaluate(model, recipe, carry.state, held_out)
+    def score(recipe: Recipe, carry: Carry, held_out: Batch, count: jax.Array) -> dict[str, jax.Array]:
+        return evaluate(model, recipe, carry.state, held_out, count)
 
     def of_lanes(tree: Any) -> Any:
         many = len(devices) * per_device
@@ -222,7 +223,7 @@ def _compiled(
         jax.jit(over_lanes(advance, 3, carried=2), donate_argnums=3, out_shardings=split).lower(
             turns, recipes, seeds, carries, data, indices, 0
         ),
-        held_out and jax.jit(over_lanes(score, 2)).lower(turns, recipes, carries, held_out),
+        held_out and jax.jit(over_lanes(score, 2)).lower(turns, recipes, carries, held_out, 0),
     )
 
     def compile() -> Compiled:
