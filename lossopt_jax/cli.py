@@ -233,7 +233,7 @@ def tune(
     quiet: Quiet = False,
     save_every: SaveEvery = 30.0,
 ) -> None:
-    """Tune the recipe of a config: each optimizer's learning rate, a halving sweep around them, the winner against the recipe."""
+    """Tune a config's recipe (or what recommend has for its data): each optimizer's rate, a halving sweep, the winner against it."""
     with one_line_errors() as made, interruptible() as stop_if_interrupted, ExitStack() as bar:
         prepare_jax()
         from . import config as configs

@@ -148,7 +148,9 @@ def columns(path: str, target: str) -> tuple[np.ndarray, np.ndarray]:
             lines = reader.reader(file)
             (_, header), *rows = [(lines.line_num, row) for row in lines if row] or [(1, [])]
     except OSError as error:
-        raise type(error)(f"csv: cannot read {path}: {error.strerror}") from None
+        named = type(error)(f"csv: cannot read {path}: {error.strerror}")
+        named.strerror = error.strerror  # which a config's error asks for
+        raise named from None
     except (UnicodeDecodeError, reader.Error) as error:
         raise ValueError(f"csv: {path} is no table of text in UTF-8 ({error}): save it as that") from None
     if len({*header}) < len(header):

@@ -362,6 +362,8 @@ def test_a_kind_without_a_task_of_ours_has_a_template_or_an_error(lossopt, tmp_p
     done = lossopt("recommend", "counts", "--write", "c.toml")
     assert done.returncode == 0, done.stderr
     assert "data.path and data.target are to be filled in" in done.stdout
+    early = lossopt("train", "c.toml")
+    assert (early.returncode, "data.path: cannot read my.csv: No such file" in early.stderr) == (2, True), early.stderr
     text = (tmp_path / "c.toml").read_text().replace("my.csv", "visits.csv").replace('target = "target"', 'target = "n"')
     (tmp_path / "c.toml").write_text(text)
     trained = lossopt("train", "c.toml", "--set", "run.steps=20", "--set", "schedule.warmup=2", "--set", "run.evaluate_every=10", "-q")
