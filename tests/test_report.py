@@ -270,6 +270,16 @@ def test_tables_of_any_number_of_columns_fit(swept, numbers):
         assert "…" not in printed(tables.sweep_table(rows, space, limit=3, width=80), width=80)
 
 
+def test_six_numbers_fit_eighty_columns_and_none_is_cut(swept):
+    names = ("schedule.peak", "loss.label_smoothing", "optimizer.b1", "optimizer.weight_decay", "schedule.warmup", "optimizer.eps")
+    space = {name: lo.log_uniform(1e-5, 1.0) for name in names}
+    rows = [{**row, **dict.fromkeys(space, 1.0634e-5), "held_out_accuracy": 0.9, "held_out_accuracy_sem": 0.01} for row in swept[1].table()]
+    text = printed(tables.sweep_table(rows, space, limit=3, width=80), width=80)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("1.06e-5") == 3 * 6
+
+
 def test_tables_of_nothing_and_of_nothing_but_divergence(swept):
     space = swept[1].trials.space
     assert "0 recipes" in printed(tables.sweep_table([], space))
@@ -507,6 +517,15 @@ def test_curves_highlight_the_best_with_their_labels(swept):
     # A best lane that has nothing to show takes its label with it.
     figure = plots.curves_figure(*arguments, best=[best[0]], labels=["one"])
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["one", "2 diverged"]
+    # Of a recipe all seeds are drawn in its colour, named once, and the scale is for all of them.
+    pairs = [(0, 1), (2, 3)]
+    figure = plots.curves_figure(*arguments, best=pairs, labels=["one", "two"])
+    loss = figure.axes[0]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["one", "two", "2 diverged"]
+    assert [line.get_color() for line in loss.lines] == [plots.COLOURS[0]] * 2 + [plots.COLOURS[1]] * 2
+    for line, lane in zip(loss.lines, (0, 1, 2, 3), strict=True):
+        assert loss.get_ylim()[0] <= np.nanmin(line.get_ydata()), lane
+    assert len(loss.collections[0].get_segments()) == 12 - 4
     figure = plots.curves_figure(history_of(2, 30, {0: 0}), {}, np.array([30]), best=[0, 1], labels=["dead", "alive"])
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["alive", "1 diverged"]
 

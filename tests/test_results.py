@@ -22,6 +22,7 @@ from lossopt_jax.cli import main
 from lossopt_jax.compare import compare
 from lossopt_jax.plain import from_plain, to_plain
 from lossopt_jax.report import folder, plots, results, tables
+from lossopt_jax.sweep.metrics import Caution
 from lossopt_jax.sweep.statistics import chances_of_best, smaller_rates, smallest_rate, wider
 
 X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
@@ -167,6 +168,64 @@ def test_tables_in_every_form_hold_the_same(swept, saved):
     assert len((saved / "trials.csv").read_text().splitlines()) == 1 + swept.lanes
 
 
+def test_tables_of_two_sweeps_have_the_same_types_and_say_what_a_trial_does_not_have(tmp_path, monkeypatch):
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    no_pictures(monkeypatch)
+    # More rows than the 100 that polars looks at, the first of them whole numbers, and steps at which later ones were stopped.
+    trials = lo.grid(RECIPE, {"model.dropout": [0, 0.25], "schedule.value": np.linspace(0.01, 0.1, 110).tolist()})
+    plain = made_up(trials, np.arange(220.0))
+    stopped = dataclasses.replace(plain, stopped_at=np.where(np.arange(220) < 150, -1, 1), evaluation_steps=np.array([5]))
+    for swept in (plain, stopped):
+        frame = swept.to_polars()
+        assert frame["model.dropout"].sum() == pytest.approx(110 * 0.25)
+        assert frame["stopped_at"].dtype == polars.Int64
+    places = [lo.save(swept, tmp_path / name) / "trials.parquet" for name, swept in (("a", plain), ("b", stopped))]
+    both = polars.read_parquet(places)
+    assert both.schema["diverged_at"] == both.schema["stopped_at"] == polars.Int64
+    assert (len(both), both["stopped_at"].null_count()) == (440, 220 + 150)
+
+    parts = lo.choice([lo.bind(lo.optimizers.sgd), lo.variant(lo.optimizers.momentum, beta=lo.uniform(0.5, 0.9))])
+    swept = made_up(lo.sample(RECIPE, {"optimizer": parts}, count=8), [np.nan, *range(7)])
+    place = lo.save(swept, tmp_path / "c")
+    without = sum(swept.trials.values(i)["optimizer"] == "sgd" for i in range(8))
+    for frame in (swept.to_polars(), polars.read_parquet(place / "trials.parquet"), polars.read_csv(place / "trials.csv")):
+        assert frame["momentum.beta"].null_count() == without
+        assert frame["held_out_loss"].is_nan().sum() == 1  # a metric that is not a number stays one
+    assert swept.to_pandas()["momentum.beta"].isna().sum() == without
+    assert len(pandas.read_csv(place / "trials.csv")) == 8
+    monkeypatch.setitem(sys.modules, "polars", None)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for way in (swept.to_polars, swept.to_pandas):
+        with pytest.raises(ImportError, match=r"needs (polars|pandas): pip install 'lossopt_jax\[tables\]'"):
+            way()
+
+
+def test_a_result_equals_what_comes_back_and_no_other(swept, saved):
+    assert swept == lo.load(saved)
+    assert swept != dataclasses.replace(swept, stopped_at=np.arange(18))
+    assert swept != dataclasses.replace(swept, trials=lo.Trials(swept.trials.recipes[::-1], swept.trials.space, swept.trials.drawn[::-1]))
+    assert swept != 3
+
+
+def test_a_config_that_is_written_draws_the_same_trials(tmp_path):
+    """A list of parts stays behind the numbers that were listed before it: the order decides which column of the sequence is whose."""
+    parts = [{"name": "sgd"}, {"name": "momentum", "beta": {"uniform": [0.5, 0.9]}, "weight_decay": {"log_uniform": [1e-5, 1e-2]}}]
+    space = {
+        "schedule.value": {"log_uniform": [1e-4, 1]},
+        "optimizer": parts,
+        "run.batch_size": {"choice": [8, 16]},
+        "loss.delta": {"fixed": 2},
+    }
+    made = config.experiment(
+        CONFIG | {"sweep": {"count": 4, "space": space, "stop": {"name": "halving", "rungs": 2}}, "name": 'a "b\\'[:1]}
+    )
+    results.write_config(tmp_path, made.resolved)
+    again = config.load(tmp_path / "config.toml")
+    assert again.resolved == made.resolved
+    assert list(again.trials.space) == list(made.trials.space)
+    assert again.trials.recipes == made.trials.recipes
+
+
 def test_parquet_by_pyarrow_where_there_is_no_polars(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(folder, "find_spec", lambda name: name == "pyarrow")
@@ -288,6 +347,8 @@ def test_fanova_gives_the_number_that_decides_the_variance():
     shares = swept.fanova()
     assert shares["schedule.value"] > 0.9
     assert shares["optimizer.weight_decay"] < 0.05
+    for alike in (np.ones(40), np.r_[1.0, np.full(39, np.nan)], np.full(40, np.nan)):  # nothing that varies
+        assert made_up(swept.trials, alike).fanova() == {"schedule.value": 0, "optimizer.weight_decay": 0}
 
 
 def test_what_mattered_of_a_choice_of_parts():
@@ -297,7 +358,7 @@ def test_what_mattered_of_a_choice_of_parts():
     swept = made_up(trials, [trials.values(i)["optimizer"] == "sgd" for i in range(32)])
     assert swept.importance()["optimizer"] == pytest.approx(1)
     assert swept.fanova()["optimizer"] > 0.9
-    assert any(line.startswith("what mattered: optimizer (rank correlation 1.00)") for line in shown(swept))
+    assert any(line.startswith("what mattered: optimizer (rank correlation 1.00, fANOVA ") for line in shown(swept))
 
 
 @pytest.mark.parametrize(
@@ -326,6 +387,67 @@ def test_a_best_at_the_edge_is_said_with_what_to_try():
     edge = of_losses(1 - rates, lo.log_uniform(1e-3, 1e-1), rates)
     assert (edge.edges(), edge.wider()) == ({"schedule.value": "high"}, {"schedule.value": (1e-3, 1.0)})
     assert shown(edge)[-2].startswith("schedule.value: the best, 0.1, lies at the high end of its range 0.001 to 0.1: try 0.001 to 1")
+
+
+def test_of_listed_numbers_only_the_first_and_the_last_are_at_an_edge():
+    listed = [10.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0]  # in any order
+    for best, expected in ((1e-2, {}), (1e-3, {}), (1e-4, {"schedule.value": "low"}), (10.0, {"schedule.value": "high"})):
+        swept = of_losses([abs(math.log10(value / best)) for value in listed], lo.choice(listed), listed)
+        assert swept.edges() == expected
+    distribution = lo.choice(listed)
+    assert [distribution.position(np.float32(value)) for value in sorted(listed)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    # Farther from the best by its place in the order, and so worse: a correlation of 1, which linear distance does not see.
+    values = [1e-4, 1e-3, 1e-2, 0.1, 1.0]
+    valley = of_losses([2.0, 1.0, 0.0, 1.0, 2.0] * 4, lo.choice(values), values * 4)
+    assert valley.importance()["schedule.value"] == pytest.approx(1)
+
+
+def test_trials_of_different_losses_are_not_said_to_be_ranked():
+    rates = np.geomspace(1e-3, 1e-1, 20)
+    huber = RECIPE._replace(loss=lo.bind(lo.losses.huber))
+    recipes = tuple(lo.with_numbers(huber, {"loss.delta": rate, "schedule.value": rate}) for rate in rates)
+    swept = made_up(lo.Trials(recipes, {"loss.delta": lo.uniform(1e-3, 1e-1), "schedule.value": lo.uniform(1e-3, 1e-1)}), 1 - rates)
+    words = (
+        "loss.delta is swept: values of different losses cannot be compared, and there is no accuracy to rank by; leave the loss as it is"
+    )
+    assert swept.incomparable().startswith(words)
+    lines = shown(swept)
+    assert any(line.startswith(words) for line in lines)
+    assert not any("mattered" in line or "lies at" in line for line in lines)
+    assert swept.edges() == {"schedule.value": "high"}
+    parts = lo.sample(RECIPE, {"loss": lo.choice([lo.bind(lo.losses.mse), lo.variant(lo.losses.huber, delta=lo.uniform(1, 2))])}, count=4)
+    assert made_up(parts, range(4)).incomparable().startswith("loss, huber.delta are swept: ")
+    assert made_up(lo.Trials((RECIPE, huber), {}), [1.0, 2.0]).incomparable().startswith("values of different losses")
+    assert of_losses(1 - rates, lo.uniform(1e-3, 1e-1), rates).incomparable() is None
+    assert made_up(lo.sample(huber, {"loss.delta": lo.fixed(2.0)}, count=4), range(4)).incomparable() is None
+    losses = {"loss": swept.evaluations["loss"], "accuracy": swept.evaluations["loss"]}
+    assert dataclasses.replace(swept, evaluations=losses).incomparable() is None
+    with pytest.warns(Caution, match="loss.delta is swept"):
+        lo.sweep(MODEL, swept.trials, **DATA, run=lo.Run(steps=4, batch_size=8), stop=lo.halving(reduction=2, rungs=2))
+
+
+def test_a_diverged_trial_is_no_best_by_what_it_was_before():
+    best = np.array([[3.0, np.nan], [1.0, np.nan], [4.0, 2.0]])
+    trials = lo.grid(RECIPE, {"schedule.value": [0.1, 0.2, 0.3]})
+    swept = dataclasses.replace(
+        made_up(trials, [0, 0, 0]), evaluations={"loss": best}, evaluation_steps=np.array([1, 2]), diverged_at=np.array([1, 1, -1])
+    )
+    assert swept.top(3, "best_held_out_loss") == [2]
+    dead = dataclasses.replace(swept, diverged_at=np.array([1, 1, 1]))
+    with pytest.raises(ValueError, match="every lane diverged"):
+        dead.best("best_held_out_loss")
+    with pytest.raises(TypeError, match=r"top: k must be a whole number, got 1\.5"):
+        swept.top(1.5)
+
+
+def test_what_labels_of_one_name_stand_for():
+    masked = lo.variant(lo.optimizers.adamw, mask=lo.optimizers.decay_matrices_only, weight_decay=lo.uniform(0, 0.5))
+    several = [lo.variant(lo.optimizers.adamw, weight_decay=lo.uniform(0, 0.1)), masked, lo.bind(lo.optimizers.adamw, b1=0.5)]
+    trials = lo.sample(RECIPE, {"optimizer": lo.choice(several)}, count=8)
+    lines = shown(made_up(trials, range(8)))
+    assert "adamw-2: adamw with mask=decay_matrices_only" in lines
+    assert "adamw-3: adamw with b1=0.5" in lines
+    assert "what mattered: 8 recipes that can be ranked are too few to tell, of 16 on it is said" in lines
 
 
 def shown(swept):

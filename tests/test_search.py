@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 import lossopt_jax as lo
 from lossopt_jax.sweep import run as sweep_run
+from lossopt_jax.sweep.metrics import Caution
 from lossopt_jax.sweep.plan import MeasuredPlan
 
 TASK = lo.data.digits()
 LINEAR = lo.Model(lambda key, x: (jax.random.normal(key, (64, 10)) * 0.01, {}), lambda params, state, x, *, key, train: (x @ params, state))
 RECIPE = lo.Recipe(lo.bind(lo.losses.cross_entropy), lo.bind(lo.optimizers.adamw), lo.bind(lo.schedules.cosine, init=0.1, total=27))
+WARM = lo.bind(lo.schedules.warmup_cosine, peak=0.1, warmup=5, total=27)
 SPACE = {"schedule.init": lo.log_uniform(1e-3, 1e3)}
 KW = {"train": TASK.train, "evaluate": TASK.evaluate, "run": lo.Run(27, 32, chunk=3), "plan": lo.LanePlan(2, 1)}
 nan = np.nan
@@ -67,6 +70,7 @@ def test_asha_compares_with_all_that_have_come():
     ("wrong", "words"),
     [
         (lambda: lo.halving(reduction=1), "halving: reduction must be above 1, got 1"),
+        (lambda: lo.halving("3"), "halving: reduction must be above 1, got '3'"),
         (lambda: lo.asha(rungs=1), "asha: rungs must be an integer of at least 2 .*, got 1"),
         (lambda: lo.hyperband(rungs=5).steps(30), "hyperband: 30 steps are too few for 5 rungs"),
     ],
@@ -261,6 +265,20 @@ def test_a_grid_of_parts():
     [
         (lambda: lo.normal(0, 0), ValueError, "normal: mean must be finite and std finite and above 0, got mean 0 and std 0"),
         (lambda: lo.choice([lo.bind(lo.optimizers.sgd), 0.1]), TypeError, r"each must be a lo.bind\(...\) or lo.variant\(...\), got 0.1"),
+        (lambda: lo.choice({1, 2}), TypeError, "choice: needs a list of values, got {1, 2}"),
+        (lambda: lo.choice([lo.optimizers.adam]), TypeError, r"each must be bound: lo.bind\(adam\)"),
+        (lambda: lo.sample(RECIPE, SPACE, count=1, sampler="sobol"), TypeError, "a function such as lo.samplers.sobol, got 'sobol'"),
+        (lambda: lo.sample(RECIPE, SPACE, count=1, seed=-1), ValueError, "seed must be a whole number of at least 0, got -1"),
+        (
+            lambda: lo.sample(RECIPE, {"optimizer": lo.choice([lo.variant(lo.optimizers.momentum, beta=lo.uniform(0.5, 1.5))])}, count=1),
+            ValueError,
+            "'optimizer.beta' must be at least 0 and below 1, got uniform from 0.5 to 1.5",
+        ),
+        (
+            lambda: lo.sample(RECIPE._replace(schedule=WARM), {"schedule.warmup": lo.uniform(0, 100)}, count=1),
+            ValueError,
+            r"schedule.warmup must be at most schedule.total \(27\), got 100",
+        ),
         (lambda: lo.variant(lo.optimizers.adamw, nesterov=lo.uniform(0, 1)), TypeError, "has no parameter 'nesterov'"),
         (lambda: lo.sample(RECIPE, {**FAMILIES, "optimizer.b1": lo.fixed(0.9)}, count=1), ValueError, "'optimizer.b1' is of a part"),
         (lambda: lo.sample(RECIPE, {"clip_norm": FAMILIES["optimizer"]}, count=1), KeyError, "for loss, optimizer or schedule"),
@@ -336,6 +354,17 @@ def test_a_config_says_the_same_and_reproduces_itself():
             r"sweep.sampler = 'sobel' is unknown; did you mean 'sobol'\? Valid: cmaes, gp, grid, halton, random, sobol, tpe",
         ),
         ({"rounds": 3}, "sweep.rounds goes with sweep.sampler = tpe, cmaes, gp, not halton"),
+        (
+            {"sampler": "tpe", "count": 10},
+            r"sweep.count must be a multiple of sweep.rounds \(4 unless given\), got 10: try sweep.count = 8",
+        ),
+        ({"sampler": "cmaes", "rounds": 3}, "sweep.space.optimizer is a choice, of which cmaes knows nothing: take sweep.sampler = tpe"),
+        (
+            {"sampler": "grid", "count": 3, "space": {"schedule": {"peak": {"choice": [0.1, 0.2]}}}},
+            "sweep.count: a grid is all 2 combinations of what is listed, got 3",
+        ),
+        ({"space": {"optimizer": []}}, r"sweep.space.optimizer must list at least one part, such as .*adamw.*, got \[\]"),
+        ({"space": {"optimizer": {"name": {"choice": ["adam", "sgd"]}}}}, r"sweep.space.optimizer.name is no number: list the parts"),
         ({"sampler": "tpe", "rounds": 5}, "sweep.rounds must be an integer that divides sweep.count, 12, got 5"),
         ({"space": {"schedule": {"peak": {"normal": [0.1, 0.1]}}}}, "sweep.space.schedule.peak must be at least 0, got -0.2"),
         (
@@ -367,14 +396,13 @@ def test_a_search_asks_in_rounds_and_tells_the_sampler_what_failed_and_what_was_
     assert len(swept.trials) == swept.lanes == 12
     told = optuna.load_study(study_name="mine", storage=storage).trials
     rows = sorted(swept.table(), key=lambda row: row["trial"])
-    seen = [row["held_out_loss"] for row in rows]
     assert {"ok", "stopped", "diverged"} == {row["status"] for row in rows}
-    for i, (trial, row) in enumerate(zip(told, rows, strict=True)):
+    for trial, row in zip(told, rows, strict=True):
         assert trial.params["schedule.init"] == pytest.approx(row["schedule.init"], rel=1e-6)
         assert trial.params["optimizer.b1"] == pytest.approx(row["optimizer.b1"], rel=1e-6)
         assert "optimizer.b2" not in trial.params
         if row["status"] == "diverged":
-            assert trial.value == pytest.approx(np.nanmax(seen[: i // 4 * 4 + 4]))
+            assert trial.value == np.inf
             assert trial.user_attrs == {"diverged": True}
         elif row["status"] == "stopped":
             assert trial.state.name == "PRUNED"
@@ -383,6 +411,9 @@ def test_a_search_asks_in_rounds_and_tells_the_sampler_what_failed_and_what_was_
             assert trial.value == pytest.approx(row["held_out_loss"])
     best = swept.best_trial()
     assert swept.state(best).params.shape == (64, 10)
+    assert optuna.load_study(study_name="mine", storage=storage).best_trial.params["schedule.init"] == pytest.approx(
+        swept.trials.values(best)["schedule.init"], rel=1e-6
+    )
 
     with pytest.raises(ValueError, match="the storage has a study 'mine' already, with 12 trials of another search: give another name"):
         search(storage=storage, name="mine", seed=1)
@@ -396,6 +427,11 @@ def test_a_search_asks_in_rounds_and_tells_the_sampler_what_failed_and_what_was_
     other.add_trials(told)
     with pytest.raises(ValueError, match="a study 'other' already, with 12 trials of another search"):
         search(checkpoint=tmp_path / "kept", storage=storage, name="other")  # a checkpoint that has not written to it
+    shutil.rmtree(tmp_path / "kept")  # as --overwrite does: the study of the folder makes room, and is kept
+    search(checkpoint=tmp_path / "kept", storage=storage, name="again", seed=1)
+    studies = {name: optuna.load_study(study_name=name, storage=storage).trials for name in ("again", "again-1")}
+    assert [trial.value for trial in studies["again-1"]] == [trial.value for trial in told]
+    assert [trial.params for trial in studies["again"]] != [trial.params for trial in told]
 
 
 def test_a_search_that_goes_on_keeps_the_width_it_began_with(tmp_path):
@@ -416,8 +452,50 @@ def cut_in_the_second_round(progress):
         raise Cut
 
 
+def test_a_diverged_trial_is_no_best_though_all_that_come_later_are_worse_than_any_number_told():
+    """Rates that diverge all at first, then one that comes to a loss of 5e9: of told numbers none is safe."""
+    optuna = pytest.importorskip("optuna")
+    from lossopt_jax.sweep.search import _told
+
+    trials = lo.grid(RECIPE, {"schedule.init": [0.1, 0.2]})
+    rows, space = [{"schedule.init": 0.1}, {"schedule.init": 0.2}], {"schedule.init": lo.uniform(0, 1)}
+    study = optuna.create_study()
+    for losses, diverged in (([nan, nan], [0, 0]), ([5e9, nan], [-1, 3])):
+        column = np.array(losses)[:, None]
+        rest = {"states": [], "places": [None] * 2, "plan": lo.LanePlan(1, 1), "seconds": 1.0, "compile_seconds": 1.0}
+        ends = {"evaluation_steps": np.array([4]), "diverged_at": np.array(diverged), "stopped_at": np.full(2, -1)}
+        study.add_trials(_told(optuna, space, rows, lo.Swept(trials, 1, {"loss": column}, {"loss": column}, **ends, **rest)))
+    assert study.best_value == 5e9
+    assert sum(trial.user_attrs.get("diverged", False) for trial in study.trials) == 3
+
+
+def test_a_normal_number_is_searched_by_its_quantile():
+    optuna = pytest.importorskip("optuna")
+    from scipy import stats
+
+    from lossopt_jax.sweep.search import _params, _suggested
+
+    space = {"schedule.init": lo.normal(0.5, 0.1)}
+    row = _suggested(optuna.trial.FixedTrial({"schedule.init (quantile)": 0.2}), space)
+    assert row["schedule.init"] == pytest.approx(stats.truncnorm(-3, 3, 0.5, 0.1).ppf(0.2), rel=1e-12)
+    assert _params(optuna, space, row)[0] == {"schedule.init (quantile)": pytest.approx(0.2, rel=1e-12)}
+
+
+def test_a_sampler_that_is_exhausted_ends_the_search_with_what_was_found():
+    optuna = pytest.importorskip("optuna")
+    sampler = optuna.samplers.GridSampler({"schedule.init": [1e-3, 1e-2, 1e-1, 1.0]})
+    with pytest.warns(Caution, match="GridSampler .* 8 of 12 trials were run"):
+        swept = lo.search(LINEAR, RECIPE, {"schedule.init": lo.log_uniform(1e-4, 1e4)}, count=12, rounds=3, sampler=sampler, **KW)
+    assert len(swept.trials) == 8
+    grid = sorted(swept.trials.values(i)["schedule.init"] for i in range(4, 8))
+    np.testing.assert_allclose(grid, [1e-3, 1e-2, 1e-1, 1.0], rtol=1e-6)
+
+
 def test_wrong_searches_are_named():
     pytest.importorskip("optuna")
+    for wrong in ({"rounds": "2"}, {"count": 4.0}, {"seeds": 1.5}):
+        with pytest.raises(TypeError, match=f"search: {next(iter(wrong))} must be a whole number, got"):
+            lo.search(LINEAR, RECIPE, WIDE, **{"count": 4, "rounds": 2, **KW, **wrong})
     with pytest.raises(ValueError, match="count must be a multiple of rounds, got count=12 and rounds=5"):
         lo.search(LINEAR, RECIPE, WIDE, count=12, rounds=5, **KW)
     with pytest.raises(ValueError, match="search: cannot open the storage 'nowhere'"):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,7 +30,8 @@ from ..sweep import (
     uniform,
 )
 from ..sweep.population import Rule
-from ..sweep.spaces import Distribution, Parts, Variant, is_structure, whole
+from ..sweep.spaces import Distribution, Parts, Variant, is_structure, listed_in, whole
+from ..sweep.trials import too_long_warmup
 from .parts import ROOMS, bound, model_of, plain
 from .values import ConfigError, check_keys, chosen, number
 
@@ -122,6 +124,11 @@ def trials_of(
             ranges = [what] if isinstance(what, Distribution) else [d for part in what.variants for d in part.space.values()]
             if wrong := [d.kind for d in ranges if isinstance(what, Parts) or d.kind != "choice"]:
                 raise ConfigError(f"sweep.space.{path} must be a choice when sweep.sampler is grid, got {wrong[0]}")
+        combinations = math.prod(len(d.arguments if isinstance(d, Distribution) else d.variants) for d in space.values())
+        if table.get("count", combinations) != combinations:
+            raise ConfigError(
+                f"sweep.count: a grid is all {combinations} combinations of what is listed, got {table['count']}: leave it out"
+            )
         trials = grid(recipe, {path: d.arguments if isinstance(d, Distribution) else d.variants for path, d in space.items()})
         drawn.pop("count")
     elif search is not None:
@@ -134,8 +141,15 @@ def trials_of(
 
 def _search(space: dict[str, Distribution | Parts], drawn: Mapping[str, Any]) -> Search:
     rounds, count, sampler = drawn.get("rounds", 4), drawn["count"], drawn["sampler"]
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1 or count % rounds:
-        raise ConfigError(f"sweep.rounds must be an integer that divides sweep.count, {count}, got {rounds!r}")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ConfigError(f"sweep.rounds must be an integer of at least 1, got {rounds!r}")
+    if count % rounds and "rounds" in drawn:
+        raise ConfigError(f"sweep.rounds must be an integer that divides sweep.count, {count}, got {rounds}")
+    if count % rounds:
+        near = f"sweep.count = {rounds * max(1, round(count / rounds))}"
+        raise ConfigError(f"sweep.count must be a multiple of sweep.rounds ({rounds} unless given), got {count}: try {near}")
+    if sampler == "cmaes" and (listed := listed_in(space)):
+        raise ConfigError(f"sweep.space.{listed[0]} is a choice, of which cmaes knows nothing: take sweep.sampler = tpe, or a range for it")
     missing = [package for package in dict.fromkeys(("optuna", SEARCHES[sampler][1])) if not importlib.util.find_spec(package)]
     if missing:
         raise ConfigError(f"sweep.sampler = {sampler} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -169,6 +183,8 @@ def _space(table: Mapping[str, Any], recipe: Recipe, run: Run, structure: Struct
     known = numbers(recipe)
     for key, value in table.items():
         path, where = prefix + key, f"sweep.space.{prefix}{key}"
+        if path in ROOMS and value == []:
+            raise ConfigError(f'{where} must list at least one part, such as {{ name = "{getattr(recipe, path).fn.__name__}" }}, got []')
         if path in ROOMS and isinstance(value, list):
             space[path] = choice([_variant(part, path, f"{where}[{i}]", run) for i, part in enumerate(value)])
             continue
@@ -180,6 +196,11 @@ def _space(table: Mapping[str, Any], recipe: Recipe, run: Run, structure: Struct
         if is_structure(path):
             space[path] = structure.choice(value, where, path)
             continue
+        if path.partition(".")[0] in ROOMS and path.endswith(".name"):
+            part = path.partition(".")[0]
+            raise ConfigError(
+                f"{where} is no number: list the parts themselves, {part} = [{{ name = ... }}, {{ name = ... }}], got {value!r}"
+            )
         if path not in known:
             raise ConfigError(f"{where}: the recipe has no number {path!r}; {nearest(path, known)}")
         space[path] = _distribution(value, where, path.rpartition(".")[2])
@@ -222,10 +243,8 @@ def _distribution(value: Any, where: str, key: str) -> Distribution:
 
 def check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
     """ConfigError for a warm-up that may be longer than its run. ranges: path -> least, most."""
-    for path, (_, longest) in ranges.items():
-        total = ranges.get(f"{path.removesuffix('warmup')}total")
-        if path.endswith("warmup") and total is not None and longest > total[0]:
-            raise ConfigError(f"{path} must be at most {path.removesuffix('warmup')}total ({total[0]:g}), got {longest:g}")
+    if wrong := too_long_warmup(ranges):
+        raise ConfigError(wrong)
 
 
 def _plain_space(what: Distribution | Parts, listed: bool = False) -> Any:

@@ -126,17 +126,25 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_parquet(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with a column for every key, by polars or else pyarrow; nothing where neither is installed."""
-    columns = {key: [_cell(row.get(key)) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    """A table with a column for every key, by polars or else pyarrow; nothing where neither is installed.
+
+    Integers are 64 bits, "..._at" also where it has no value, words are text, all else 64-bit floats: tables of two sweeps stack.
+    """
+    from ..sweep.columns import typed_columns  # which has JAX with it
+
     if find_spec("polars"):
         import polars
 
-        write_whole(path, lambda file: polars.DataFrame(columns, strict=False).write_parquet(file))
+        types = {int: polars.Int64, float: polars.Float64, str: polars.String}
+        made = {key: polars.Series(key, values, dtype=types[kind]) for key, (kind, values) in typed_columns(rows).items()}
+        write_whole(path, lambda file: polars.DataFrame(made).write_parquet(file))
     elif find_spec("pyarrow"):
         import pyarrow
         import pyarrow.parquet
 
-        write_whole(path, lambda file: pyarrow.parquet.write_table(pyarrow.table(columns), file))
+        kinds = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+        table = pyarrow.table({key: pyarrow.array(values, kinds[kind]) for key, (kind, values) in typed_columns(rows).items()})
+        write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -154,7 +162,8 @@ def _reason(error: OSError) -> str:
 
 def _cell(value: Any) -> Any:
     # A NumPy scalar as the number it is: repr(np.float64(1)) is not a number.
-    return value.item() if isinstance(value, np.generic) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value  # "nan" is a word to polars
 
 
 def _strict(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def curves_figure(
     evaluation_steps: np.ndarray,
     diverged_at: np.ndarray | int | None = None,
     *,
-    best: Sequence[int] | None = None,
+    best: Sequence[int | Sequence[int]] | None = None,
     labels: Sequence[str] = (),
     title: str = "",
     every: int = 1,
@@ -40,7 +41,8 @@ def curves_figure(
     history: metric -> [steps] or [lanes, steps]. evaluations: held-out metric -> [evaluations] or [lanes, evaluations].
     diverged_at: the step of each lane, negative or None where none; without it a lane diverged that ends in what is not finite.
     best: lanes to highlight, in order (at most five), by default those of the least loss at the end, named by `labels`, by default
-    their greatest learning rates. The others are drawn faint, a diverged one up to a red cross.
+    their greatest learning rates; of a recipe under several seeds its lanes, in one colour. The others are drawn faint, a diverged one
+    up to a red cross.
     every: steps from one value of the history to the next.
     """
     losses = np.atleast_2d(np.asarray(history["loss"], np.float64))
@@ -52,31 +54,34 @@ def curves_figure(
     held_out = {name: np.atleast_2d(np.asarray(values, np.float64)) for name, values in evaluations.items() if name == "loss"}
     rates = np.atleast_2d(np.asarray(history["learning_rate"], np.float64)) if "learning_rate" in history else None
     seen = np.isfinite(np.concatenate([losses, *held_out.values()], 1)).any(1)
-    given = {lane: label for lane, label in zip(best or (), labels, strict=False)}
-    best = [lane for lane in (_best(smooth, held_out) if best is None else best) if seen[lane]][:HIGHLIGHTED]
-    names = [given.get(lane) or ("" if rates is None else _rate_name(rates[lane])) for lane in best]
+    asked: Sequence[int | Sequence[int]] = _best(smooth, held_out) if best is None else best
+    groups = [[lane] if isinstance(lane, int | np.integer) else list(lane) for lane in asked]
+    named = [(group, label) for group, label in zip_longest(groups, labels[: len(groups)]) if seen[group].any()][:HIGHLIGHTED]
+    groups = [group for group, _ in named]
+    names = [label or ("" if rates is None else _rate_name(rates[group[0]])) for group, label in named]
+    highlighted = [lane for group in groups for lane in group]
 
     figure = _figure(10, 6.4, title)
     below = ["held_out"] * bool(held_out) + ["rate"] * (rates is not None)
     mosaic: list[Any] = [["loss"] * max(1, len(below)), *([below] if below else [])]
     axes = figure.subplot_mosaic(mosaic, height_ratios=[3, 2][: len(mosaic)])
     loss = axes["loss"]
-    faint = [lane for lane in range(lanes) if lane not in best]
+    faint = [lane for lane in range(lanes) if lane not in highlighted]
     _bundle(loss, at * every, smooth[faint][:, at])
-    _highlights(loss, at * every, smooth[:, at], best, names)
-    _limits(loss, smooth, best)
+    _highlights(loss, at * every, smooth[:, at], groups, names)
+    _limits(loss, smooth, highlighted)
     _crosses(loss, smooth, failed, every)
     _dress(loss, "Training loss" + (f", mean of {window * every} steps" if window > 1 else ""), steps * every)
     if held_out:
         axis, x = axes["held_out"], np.asarray(evaluation_steps)
         _bundle(axis, x, held_out["loss"][faint])
-        _highlights(axis, x, held_out["loss"], best, marker="o", markersize=3)
-        _limits(axis, held_out["loss"], best)
+        _highlights(axis, x, held_out["loss"], groups, marker="o", markersize=3)
+        _limits(axis, held_out["loss"], highlighted)
         _dress(axis, "Held-out loss", steps * every)
     if rates is not None:
-        _bundle(axes["rate"], at * every, rates[:, at] if not best else rates[:0])
-        _highlights(axes["rate"], at * every, rates[:, at], best)
-        _limits(axes["rate"], rates, best, headroom=1.15)
+        _bundle(axes["rate"], at * every, rates[:, at] if not highlighted else rates[:0])
+        _highlights(axes["rate"], at * every, rates[:, at], groups)
+        _limits(axes["rate"], rates, highlighted, headroom=1.15)
         _dress(axes["rate"], "Learning rate", steps * every)
     _legend(loss)
     return figure
@@ -193,12 +198,17 @@ def _bundle(axis: "Axes", x: np.ndarray, lanes: np.ndarray) -> None:
     axis.add_collection(LineCollection(list(segments), colors=FAINT, linewidths=0.8, alpha=alpha), autolim=False)
 
 
-def _highlights(axis: "Axes", x: np.ndarray, lanes: np.ndarray, best: Sequence[int], names: Sequence[str] = (), **style: Any) -> None:
+def _highlights(
+    axis: "Axes", x: np.ndarray, lanes: np.ndarray, groups: Sequence[Sequence[int]], names: Sequence[str] = (), **style: Any
+) -> None:
+    """Each group of lanes in its colour, thinner where it has several."""
     if len(x) == 1:
         style = {"marker": "o", "markersize": 5}  # a line through one point shows nothing
-    for rank, lane in enumerate(best):
-        label = names[rank] if rank < len(names) and names[rank] else None
-        axis.plot(x, lanes[lane], color=COLOURS[rank], linewidth=1.8, zorder=4 - rank / 10, label=label, **style)
+    for rank, group in enumerate(groups):
+        width = 1.8 if len(group) == 1 else 1.1
+        for i, lane in enumerate(group):
+            label = names[rank] if not i and rank < len(names) and names[rank] else None
+            axis.plot(x, lanes[lane], color=COLOURS[rank], linewidth=width, zorder=4 - rank / 10, label=label, **style)
 
 
 def _limits(axis: "Axes", lanes: np.ndarray, best: Sequence[int], headroom: float = 1.0) -> None:

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from rich.console import Console
 
 from ..plain import number_to_plain, to_plain
 from ..recipe import numbers
+from ..sweep.columns import with_gaps
+from ..sweep.statistics import fanova
 from . import folder, plots, tables
 
 FEW = 16  # recipes, of which fewer show no trend
+MANY = 128  # of which fANOVA takes a second
 
 
 def write_run(place: Path, experiment: Any, fitted: Any) -> None:
@@ -74,8 +78,8 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
     if experiment is not None:
         write_config(place, experiment.resolved)
     folder.write_json(place / "recipes.json", _recipes(swept))
-    folder.write_csv(place / "trials.csv", lanes)
-    folder.write_parquet(place / "trials.parquet", lanes)
+    folder.write_csv(place / "trials.csv", with_gaps(lanes, space))
+    folder.write_parquet(place / "trials.parquet", with_gaps(lanes, space))
     if swept.copies:
         folder.write_csv(place / "copies.csv", [_copy_row(copy) for copy in swept.copies])
     folder.write_npz(place / "history.npz", _arrays(swept) | {"diverged_at": swept.diverged_at, "stopped_at": swept.stopped_at})
@@ -91,7 +95,7 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
         *swept.inherited(),
         swept.evaluation_steps,
         swept.diverged_at,
-        best=[row["trial"] * swept.seeds for row in top],
+        best=[range(row["trial"] * swept.seeds, (row["trial"] + 1) * swept.seeds) for row in top],
         labels=[f"{rank}.  {_named(row, space)}" for rank, row in enumerate(top, 1)],
         title=title,
         every=swept.history_every,
@@ -110,6 +114,8 @@ def show_sweep(swept: Any, console: Console | None = None) -> None:
     console = console or Console()
     rows, space, diverged = swept.table(), swept.trials.space, int((swept.diverged_at >= 0).sum())
     console.print(tables.sweep_table(rows, space, width=console.width))
+    for line in tables.parts_lines(space, _parts(swept)):
+        console.print(line, highlight=False, soft_wrap=True)
     failure = swept.failure()
     if failure:
         console.print(failure, style="bold red", highlight=False, soft_wrap=True)
@@ -137,13 +143,34 @@ def show_audit(rows: Sequence[dict[str, Any]], console: Console | None = None) -
 def _findings(swept: Any, rows: list[dict[str, Any]]) -> list[str]:
     space, metric = swept.trials.space, swept.default_metric()
     ranked = sum(math.isfinite(row[metric]) for row in rows)
+    if wrong := swept.incomparable():
+        return [wrong]
     lines = []
     if space and ranked >= FEW:
-        lines.append(tables.importance_line(swept.importance(), metric, ranked))
+        lines.append(tables.importance_line(swept.importance(), metric, ranked, _fanova(swept, rows, metric)))
+    elif space:
+        lines.append(f"what mattered: {ranked} recipe{'s' * (ranked != 1)} that can be ranked are too few to tell, of {FEW} on it is said")
     if swept.seeds > 1 and ranked > 1:
         rank = {row["trial"]: i for i, row in enumerate(rows, 1)}
         lines.append(tables.sure_line({rank[trial]: chance for trial, chance in swept.chance_best().items()}, swept.seeds))
     return lines + tables.edge_notes(swept.edges(), swept.wider(), space, rows[0])
+
+
+def _fanova(swept: Any, rows: list[dict[str, Any]], metric: str) -> dict[str, float]:
+    """As `Swept.fanova` of at most `MANY` trials, from the best to the worst: its time grows by their square. {} without Optuna."""
+    if not find_spec("optuna"):
+        return {}
+    ranked = [row for row in rows if math.isfinite(row[metric])]
+    return fanova(ranked[:: math.ceil(len(ranked) / MANY)], swept.trials.space, metric)
+
+
+def _parts(swept: Any) -> dict[str, Any]:
+    """Label of each part that was chosen among several -> that part, of the first trial that has it."""
+    found: dict[str, Any] = {}
+    for trial, recipe in enumerate(swept.trials.recipes):
+        own = swept.trials.values(trial)
+        found = {own[path]: getattr(recipe, path) for path in ("loss", "optimizer", "schedule") if path in own} | found
+    return found
 
 
 def _sweep_summary(swept: Any, rows: list[dict[str, Any]], ranked: bool) -> dict[str, Any]:
@@ -154,6 +181,7 @@ def _sweep_summary(swept: Any, rows: list[dict[str, Any]], ranked: bool) -> dict
         "edges": swept.edges() if ranked else {},
         "wider": swept.wider() if ranked else {},
         "importance": swept.importance(),
+        "incomparable": swept.incomparable(),
         "chance_best": [{"trial": t, "chance": p} for t, p in swept.chance_best().items()] if ranked and swept.seeds > 1 else None,
         "trials": len(rows),
         "lanes": swept.lanes,
@@ -263,7 +291,22 @@ def write_config(place: Path, resolved: dict[str, Any], name: str = "config.toml
         place.mkdir(exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder {place}: {error.strerror}") from None
-    folder.write_text(place / name, tomli_w.dumps(resolved))
+    # A space is written line by line, since tomli_w puts lists before tables and the order is what trials are drawn by.
+    space = resolved.get("sweep", {}).get("space", {})
+    rest = resolved | {"sweep": {k: v for k, v in resolved["sweep"].items() if k != "space"}} if space else resolved
+    lines = ["", "[sweep.space]", *(f"{_inline(path)} = {_inline(what)}" for path, what in space.items()), ""] if space else []
+    folder.write_text(place / name, tomli_w.dumps(rest) + "\n".join(lines))
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML within a line; a key is a quoted text."""
+    import tomli_w
+
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{_inline(key)} = {_inline(v)}' for key, v in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
 
 
 def _named(row: dict[str, Any], space: Any) -> str:

@@ -1,25 +1,36 @@
 """Rows of trials as a table, and what is worth saying about the best and about a single run."""
 
+import io
 import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 GAUGE = 9  # characters
+TIGHT = 7  # of a column of swept numbers where there is no room
 WIDTH = 12  # of a column of swept numbers, at most where it can be helped
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], limit: int = 10, width: int = 100) -> Table:
     """The first `limit` trials of `rows`, best first: rank, the swept numbers, final losses and accuracy; ± is over seeds.
 
-    Two rows below say where the best lies between the ends of each range. Six swept numbers fit a width of 100 columns, more
-    than four at the price of the train loss; three fit 80.
+    Two rows below say where the best lies between the ends of each range. More than four swept numbers are there at the price of the
+    train loss. Where that is wider than `width`, numbers are written shorter (1.06e-5) and names broken: six fit 80 columns.
     """
+    wide = _sweep_table(rows, space, limit, width, tight=False)
+    console = Console(width=1000, file=io.StringIO())
+    return wide if Measurement.get(console, console.options, wide).maximum <= width else _sweep_table(rows, space, limit, width, tight=True)
+
+
+def _sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], limit: int, width: int, *, tight: bool) -> Table:
     shown, failed = rows[:limit], sum(row["status"] == "diverged" for row in rows)
     title = f"the best {len(shown)} of {len(rows)} recipes" if len(shown) < len(rows) else f"{len(rows)} recipes, best first"
     stopped = sum(row["status"] == "stopped" for row in rows)
@@ -28,24 +39,27 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], lim
     narrow = len(space) > 3 or width < 96
     table.collapse_padding = narrow
     table.add_column("#", justify="right", no_wrap=True)
+    fits: dict[str, Any] = {"justify": "right", "overflow": "fold"} if tight else {"justify": "right", "no_wrap": True}
     for path in space:
-        table.add_column(_heading(path, narrow), justify="right", no_wrap=True)
+        table.add_column(_tight_heading(path) if tight else _heading(path, narrow), **fits)
     metrics = [metric for metric in _metrics(rows) if len(space) <= 4 or metric != "train_loss"]
     for metric in metrics:
-        table.add_column(metric.replace("held_out_", "held-out\n").replace("train_", "train\n"), justify="right", no_wrap=True)
+        heading = metric.replace("held_out_", "held-\nout\n" if tight else "held-out\n").replace("train_", "train\n")
+        table.add_column(heading.replace("accuracy", "accu-\nracy") if tight else heading, **fits)
     early = any(row["status"] == "stopped" for row in shown)
     if early:
-        table.add_column("stopped\nat step", justify="right", no_wrap=True)
+        table.add_column("stop-\nped\nat" if tight else "stopped\nat step", **fits)
     decimals = [_decimals(metric, shown) for metric in metrics]
     for rank, row in enumerate(shown, 1):
-        cells = [number(row[path], distribution) for path, distribution in space.items()] + _cells(row, metrics, decimals, narrow)
+        cells = [number(row[path], distribution) for path, distribution in space.items()]
+        cells = [_tight(cell) if tight else cell for cell in cells] + _cells(row, metrics, decimals, narrow)
         if early:
             cells.append(str(row["stopped_at"] or ""))
         style = "dim" if row["status"] != "ok" else "bold" if rank == 1 else None
         table.add_row(str(rank), *cells, style=style, end_section=rank == len(shown))
     if shown and space and _ranked(shown[0]):
-        table.add_row("", *[_gauge(shown[0][path], distribution) for path, distribution in space.items()])
-        ends = [span(distribution) for distribution in space.values()]
+        table.add_row("", *[_gauge(shown[0][path], distribution, TIGHT if tight else GAUGE) for path, distribution in space.items()])
+        ends = [_tight(span(distribution)) if tight else span(distribution) for distribution in space.values()]
         table.add_row("", *[end if len(end) <= (WIDTH if not narrow else 8) else end.replace(" to ", "\nto ") for end in ends], style="dim")
         table.caption = "Under the numbers: where the best lies in their ranges."
         if any(key.endswith("_sem") for key in shown[0]):
@@ -90,10 +104,11 @@ def sure_line(chances: Mapping[int, float], seeds: int) -> str:
     return f"how sure: {said} (bootstrap over {seeds} seeds{': rough with so few' * (seeds < 5)})"
 
 
-def importance_line(importance: Mapping[str, float], metric: str, count: int) -> str:
-    """Which swept numbers mattered: `Swept.importance`, most first, of `count` trials."""
+def importance_line(importance: Mapping[str, float], metric: str, count: int, fanova: Mapping[str, float] | None = None) -> str:
+    """Which swept numbers mattered: `Swept.importance`, most first, of `count` trials; with `Swept.fanova` the share of variance too."""
     chance = 2 / math.sqrt(max(1, count - 1))  # what a number that does nothing rarely reaches
-    seen = [(path, f"{value:.2f}") for path, value in importance.items() if value > chance]
+    shares = {path: f", fANOVA {share:.0%}" for path, share in (fanova or {}).items()}
+    seen = [(path, f"{value:.2f}{shares.get(path, '')}") for path, value in importance.items() if value > chance]
     rest = [path for path, value in importance.items() if value <= chance]
     if not seen:
         return f"what mattered: the {plain_name(metric)} follows none of the swept numbers, as far as {count} recipes can tell"
@@ -114,6 +129,24 @@ def population_lines(copies: Sequence[Any], lineage: Sequence[Mapping[str, Any]]
             said = [f"{number(value, distribution)}{f' from step {step}' if step else ''}" for step, value in kept]
             lines.append(f"the best had {path} {', '.join(said)}")
     return lines
+
+
+def parts_lines(space: Mapping[str, Any], parts: Mapping[str, Any]) -> list[str]:
+    """What the labels of parts of one name stand for, "adamw-2: adamw with mask=decay_matrices_only". parts: label -> a bound part."""
+    lines = []
+    for label in [label for distribution in space.values() for label in distribution.labels]:
+        first, _, count = label.rpartition("-")
+        if count.isdigit() and first in parts and label in parts:
+            own, others = ({**part.hparams, **part.options} for part in (parts[label], parts[first]))
+            # Numbers that are swept have columns of their own.
+            fixed = {name: value for name, value in own.items() if f"{label}.{name}" not in space and f"{first}.{name}" not in space}
+            said = [f"{name}={_value(v)}" for name, v in fixed.items() if name not in others or np.any(v != others[name])]
+            lines.append(f"{label}: {first} with {', '.join(said) or 'its own numbers'}")
+    return lines
+
+
+def _value(value: Any) -> str:
+    return getattr(value, "__name__", None) or (f"{float(value):g}" if isinstance(value, np.ndarray) and not value.ndim else str(value))
 
 
 def plain_name(metric: str) -> str:
@@ -177,24 +210,22 @@ def span(distribution: Any) -> str:
     return f"{distribution.low:g} to {distribution.high:g}"
 
 
-def _gauge(value: float | str, distribution: Any) -> Any:
-    return "" if isinstance(value, str) or math.isnan(value) else _Gauge(distribution.position(value))
+def _gauge(value: float | str, distribution: Any, width: int) -> Any:
+    return "" if isinstance(value, str) or math.isnan(value) else _Gauge(distribution.position(value), width)
 
 
 class _Gauge:
     """A place between two ends, drawn."""
 
-    def __init__(self, position: float):
-        self.at = round(min(max(position, 0.0), 1.0) * (GAUGE - 1))
+    def __init__(self, position: float, width: int):
+        self.width, self.at = width, round(min(max(position, 0.0), 1.0) * (width - 1))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         line, dot = ("-", "o") if options.ascii_only else ("─", "●")
-        yield Text.assemble((line * self.at, "dim"), (dot, "bold cyan"), (line * (GAUGE - 1 - self.at), "dim"), justify="right")
+        yield Text.assemble((line * self.at, "dim"), (dot, "bold cyan"), (line * (self.width - 1 - self.at), "dim"), justify="right")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Any:
-        from rich.measure import Measurement
-
-        return Measurement(GAUGE, GAUGE)
+        return Measurement(self.width, self.width)
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -216,6 +247,20 @@ def _heading(path: str, narrow: bool) -> Text:
     return Text.assemble((f"{parent}{dot}".replace(".", ".\n"), "dim"), name)
 
 
+def _tight_heading(path: str) -> Text:
+    """A path in lines that are no wider than a tight column."""
+    lines = []
+    for word in path.replace("_", "_ ").replace(".", ". ").split():
+        pieces = 1 if len(word) <= TIGHT else math.ceil(len(word) / (TIGHT - 1))
+        lines.append("-\n".join(textwrap.wrap(word, math.ceil(len(word) / pieces))))
+    return Text("\n".join(lines))
+
+
+def _tight(text: str) -> str:
+    """Numbers without the zeros in their exponents, 1.06e-5."""
+    return re.sub(r"e([+-])0+(?=\d)", lambda found: "e" + found[1].replace("+", ""), text)
+
+
 def _cells(row: Mapping[str, Any], metrics: Sequence[str], decimals: Sequence[int], narrow: bool) -> list[str]:
     if row["status"] == "diverged" and not _ranked(row):
         # With several seeds it matters whether all of them failed.
@@ -228,7 +273,7 @@ def _spread(row: Mapping[str, Any], metric: str, decimals: int, narrow: bool) ->
     shown, spread = _plain(metric, row[metric], decimals), row.get(f"{metric}_sem", math.nan)
     if not math.isfinite(spread):
         return shown
-    spread = _plain(metric, spread, decimals).rjust(5 if metric.endswith("accuracy") else 0)
+    spread = _plain(metric, spread, decimals).rjust(5 if metric.endswith("accuracy") and not narrow else 0)
     return shown + ("\n±" if narrow else " ±") + spread
 
 

@@ -1,8 +1,8 @@
 """What a sweep found: histories by lane, a table of trials, the best recipe."""
 
 import math
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -11,13 +11,13 @@ import numpy as np
 
 from ..recipe import Recipe, nearest
 from ..step import TrainState
+from .columns import same, typed_columns, with_gaps
 from .lanes import LanePlan
+from .metrics import HIGHER_IS_BETTER, incomparable, metric_for, of_the_loss
 from .population import Copy, lineage
 from .statistics import chances_of_best, fanova, rank_correlation, smaller_rates, smallest_rate, wider
 from .trials import Trials
 
-# Metrics of which more is better; of any other less is.
-HIGHER_IS_BETTER = ("held_out_accuracy",)
 EDGE = 0.05
 
 
@@ -52,6 +52,12 @@ class Swept:
     compile_seconds: float
     history_every: int = 1
     copies: tuple[Copy, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both found the same: all but the trained states, of which a folder keeps the best's only; NaN equals NaN."""
+        if not isinstance(other, Swept):
+            return NotImplemented
+        return all(same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name not in ("states", "places"))
 
     def __repr__(self) -> str:
         metric, diverged = self.default_metric(), (self.diverged_at >= 0).sum()
@@ -115,7 +121,7 @@ class Swept:
         """Final and best metrics of every lane, [lanes] each; NaN, not a number that looks like one, where the lane diverged.
 
         train_loss is the mean of the last twentieth of the steps, since a single batch's loss is noise. Of a lane that was stopped early
-        the metrics are those it had then.
+        the metrics are those it had then. "best_..." is the best on the way, of a lane that diverged before it did.
         """
         history, evaluations = self.inherited()
         window = max(1, history["loss"].shape[1] // 20)
@@ -175,28 +181,43 @@ class Swept:
         return sorted(rows, key=lambda row: (place[row["status"]], -ended[row["trial"]], _badness(row[metric], _mode(metric))))
 
     def to_pandas(self) -> Any:
-        """`table` as a pandas DataFrame (needs pandas)."""
-        import pandas
-
-        return pandas.DataFrame(self.table())
+        """`table` as a pandas DataFrame (needs pandas); a number that a trial does not have is missing, and so NaN."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_pandas needs pandas: pip install 'lossopt_jax[tables]'") from None
+        return pandas.DataFrame(with_gaps(self.table(), self.trials.space))
 
     def to_polars(self) -> Any:
-        """`table` as a polars DataFrame (needs polars)."""
-        import polars
-
-        return polars.DataFrame(self.table())
+        """`table` as a polars DataFrame (needs polars); a number that a trial does not have is null."""
+        try:
+            import polars
+        except ImportError:
+            raise ImportError("to_polars needs polars: pip install 'lossopt_jax[tables]'") from None
+        columns = typed_columns(with_gaps(self.table(), self.trials.space))
+        types = {int: polars.Int64, float: polars.Float64, str: polars.String}
+        return polars.DataFrame({key: polars.Series(key, values, dtype=types[kind]) for key, (kind, values) in columns.items()})
 
     def default_metric(self) -> str:
         """What trials are ranked by: the held-out loss, or, where numbers of the loss itself are swept so that losses of two trials
-        cannot be compared, the held-out accuracy if there is one; without held-out data the train loss."""
+        cannot be compared, the held-out accuracy if there is one; without held-out data the train loss. See `incomparable`."""
         return metric_for(self.evaluation, self.trials)
 
+    def incomparable(self) -> str | None:
+        """Why the default metric does not rank these trials, and what to do; None where it does.
+
+        It does not where they have different losses and there is no accuracy: a smaller value of another loss is no better a fit.
+        """
+        return incomparable(self.evaluation, self.trials)
+
     def top(self, k: int, metric: str | None = None, mode: str | None = None, by: str = "mean") -> list[int]:
-        """The k best trials by a column of `table`, best first, of those that ran to the end; see `best`."""
+        """The k best trials by a column of `table`, best first, of those that ran to the end and did not diverge; see `best`."""
         metric = metric or self.default_metric()
         columns = self.lane_metrics()
         if metric not in columns:
             raise ValueError(f"best: no metric {metric!r}; {nearest(metric, columns)}")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer):
+            raise TypeError(f"top: k must be a whole number, got {k!r}")
         if k < 1:
             raise ValueError(f"top: k must be at least 1, got {k}")
         if mode not in (None, "min", "max"):
@@ -206,7 +227,8 @@ class Swept:
         if by not in over_seeds:
             raise ValueError(f"best: by must be one of {', '.join(over_seeds)}, got {by!r}")
         values: np.ndarray = over_seeds[by](columns[metric].reshape(len(self.trials), self.seeds), axis=1)
-        whole: np.ndarray = np.all((self.stopped_at < 0).reshape(len(self.trials), self.seeds), axis=1)
+        ran_to_the_end = (self.stopped_at < 0) & (self.diverged_at < 0)
+        whole: np.ndarray = np.all(ran_to_the_end.reshape(len(self.trials), self.seeds), axis=1)
         badness = [_badness(value, mode or _mode(metric)) if ran else math.inf for value, ran in zip(values, whole, strict=True)]
         order = [int(trial) for trial in np.argsort(badness, kind="stable") if math.isfinite(badness[trial])]
         if not order:
@@ -294,30 +316,26 @@ class Swept:
         """The share of the default metric's variance that each swept number accounts for, interactions left out, most first.
 
         By a random forest over the trials that did not diverge (Hutter, Hoos & Leyton-Brown 2014); needs `optuna`. Numbers that only
-        some of the parts have are left out.
+        some of the parts have are left out. All 0 where the metric does not vary, or of fewer than two trials.
         """
         metric = self.default_metric()
         return fanova([row for row in self.table() if math.isfinite(row[metric])], self.trials.space, metric)
 
     def edges(self) -> dict[str, str]:
-        """Swept numbers whose best value lies within a twentieth of an end of its range -> "low" or "high"; see `wider`."""
+        """Swept numbers whose best value lies within a twentieth of an end of its range, or is the least or greatest of those listed
+        -> "low" or "high"; see `wider`. Numbers of the loss are left out where trials cannot be compared by it (`incomparable`)."""
         values = self.trials.values(self.best_trial())
         # Of two listed values one is at each end: that says nothing.
-        listed = {path for path, d in self.trials.space.items() if d.labels or (d.kind == "choice" and len(d.values) == 2)}
+        listed = {path for path, d in self.trials.space.items() if d.labels or (d.kind == "choice" and len(set(d.values)) == 2)}
         wide = {path: d for path, d in self.trials.space.items() if d.high > d.low and path not in listed}
-        places = {path: d.position(values[path]) for path, d in wide.items() if math.isfinite(values[path])}
-        return {path: "low" if u < 0.5 else "high" for path, u in places.items() if not EDGE < u < 1 - EDGE}
+        places = {path: (d.kind, d.position(values[path])) for path, d in wide.items() if math.isfinite(values[path])}
+        said = {path: u for path, (kind, u) in places.items() if min(u, 1 - u) <= (0 if kind == "choice" else EDGE)}
+        without = of_the_loss(self.trials) if self.incomparable() else []
+        return {path: "low" if u < 0.5 else "high" for path, u in said.items() if path not in without}
 
     def wider(self) -> dict[str, tuple[float, float] | None]:
         """Of each number in `edges` the wider range to try next; None where values are listed, or the number may go no further."""
         return {path: wider(path, self.trials.space[path], end, self.best()) for path, end in self.edges().items()}
-
-
-def metric_for(evaluation: Container[str], trials: Trials) -> str:
-    """`Swept.default_metric` of a sweep that has these held-out metrics."""
-    if "accuracy" in evaluation and any(path.partition(".")[0] == "loss" for path in trials.space):
-        return "held_out_accuracy"
-    return "held_out_loss" if "loss" in evaluation else "train_loss"
 
 
 def _mode(metric: str) -> str:

@@ -113,8 +113,12 @@ def asha(reduction: float = 3, rungs: int = 4) -> Stop:
 
 
 def _checked(name: str, reduction: float, rungs: int) -> Stop:
-    if not (math.isfinite(reduction) and reduction > 1):
-        raise ValueError(f"{name}: reduction must be above 1, got {reduction}")
+    if (
+        isinstance(reduction, bool)
+        or not isinstance(reduction, int | float | np.number)
+        or not (math.isfinite(reduction) and reduction > 1)
+    ):
+        raise ValueError(f"{name}: reduction must be above 1, got {reduction!r}")
     if isinstance(rungs, bool) or not isinstance(rungs, int) or rungs < 2:
         raise ValueError(f"{name}: rungs must be an integer of at least 2 (the last is the end of the run), got {rungs!r}")
     return Stop(name, float(reduction), rungs)

@@ -48,13 +48,23 @@ class Distribution(NamedTuple):
             return mean + std * ndtri(ndtr(-CUT) + u * (ndtr(CUT) - ndtr(-CUT)))
         return self.low + u * (self.high - self.low)
 
+    def share_below(self, value: float) -> float:
+        """The share of a normal distribution that lies below a value: the inverse of `quantile`."""
+        from scipy.special import ndtr
+
+        mean, std = self.values
+        return float(np.clip((ndtr((value - mean) / std) - ndtr(-CUT)) / (ndtr(CUT) - ndtr(-CUT)), 0.0, 1.0))
+
     def code(self, value: float | str) -> float:
         """The value as a number: of a label its place."""
         return float(self.labels.index(value)) if isinstance(value, str) else float(value)
 
     def position(self, value: float | str) -> float:
-        """Where a value lies between the ends, 0 at the low one and 1 at the high one."""
+        """Where a value lies between the ends, 0 at the low one and 1 at the high one; of listed values by its place in their order."""
         low, high, value = self.low, self.high, self.code(value)
+        if self.kind == "choice":
+            listed = np.unique(self.values)
+            return float(np.abs(listed - value).argmin() / (len(listed) - 1)) if len(listed) > 1 else 0.5
         if self.kind == "log_uniform":
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / (high - low) if high > low else 0.5
@@ -131,10 +141,13 @@ def choice(values: Sequence[Any]) -> Distribution | Parts:
     >>> adamw = lo.variant(lo.optimizers.adamw, weight_decay=lo.log_uniform(1e-5, 1e-1))
     >>> space = {"optimizer": lo.choice([lo.bind(lo.optimizers.sgd), adamw])}
     """
-    if isinstance(values, str | Mapping) or not hasattr(values, "__len__"):
+    if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
         raise TypeError(f"choice: needs a list of values, got {values!r}")
     if not len(values):
         raise ValueError("choice: needs at least one value")
+    if functions := [value for value in values if callable(value) and not isinstance(value, Bound)]:
+        name = getattr(functions[0], "__name__", "...")
+        raise TypeError(f"choice: of parts each must be bound: lo.bind({name}) or, with numbers to sweep, lo.variant({name}, ...)")
     if any(isinstance(value, Bound | Variant) for value in values):
         wrong = [value for value in values if not isinstance(value, Bound | Variant)]
         if wrong:
@@ -187,6 +200,16 @@ def _checked(kind: str, low: float, high: float) -> Distribution:
 def whole(number: float) -> float:
     """The number, as an integer where it is one: of what is a width or a batch size floats are made by drawing only."""
     return int(number) if number == int(number) else number
+
+
+def listed_in(space: Space) -> list[str]:
+    """The paths of what is a choice of several, in parts as well."""
+    found = []
+    for path, what in space.items():
+        own = {path: what} if isinstance(what, Distribution) else {f"{path}.{n}": d for v in what.variants for n, d in v.space.items()}
+        found += [path] if isinstance(what, Parts) and len(what.variants) > 1 else []
+        found += [name for name, d in own.items() if d.kind == "choice" and len(set(d.values)) > 1]
+    return list(dict.fromkeys(found))
 
 
 def is_structure(path: str) -> bool:

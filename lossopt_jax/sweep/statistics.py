@@ -37,12 +37,16 @@ def chances_of_best(values: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def fanova(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Distribution], metric: str) -> dict[str, float]:
     """The share of a metric's variance over trials that each swept number accounts for, by the random forest of Optuna's fANOVA."""
-    import optuna
-
+    try:
+        import optuna
+    except ImportError:
+        raise ImportError("fanova needs optuna: pip install 'lossopt_jax[optuna]'") from None
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     everywhere = [path for path in space if all(isinstance(row[path], str) or math.isfinite(row[path]) for row in rows)]
     kinds: dict[str, Any] = {path: _for_optuna(space[path]) for path in everywhere if space[path].high > space[path].low}
+    if not kinds or len({row[metric] for row in rows}) < 2:
+        return dict.fromkeys(kinds, 0.0)
     try:
         study = optuna.create_study()
         for row in rows:

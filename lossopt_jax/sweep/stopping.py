@@ -14,8 +14,8 @@ from ..checkpoint import write_whole
 from ..hosts import from_first, here, pull
 from ..loop import Point, Program, Progress, Run, evaluation_steps, host_loop
 from ..train import typed, untyped
+from .metrics import HIGHER_IS_BETTER, caution, incomparable, metric_for
 from .population import Copy, Population, with_values
-from .result import HIGHER_IS_BETTER, metric_for
 from .rungs import Stop
 from .trials import Trials
 
@@ -61,6 +61,8 @@ def run_waves(
             ends[w] = _let_go(running.pop(w).point, waves)
             del now, point  # or the next wave finds these states still on the device
             continue
+        if not came.any():
+            caution(incomparable(point.evaluations, trials))
         came[k, members], scores[k, members] = ~out[members], _scores(point, k, run, rungs, seeds, trials)
         if not in_turn and w < len(waves) - 1:
             continue
@@ -132,6 +134,8 @@ def _run_population(
         if rung < point.step:
             continue
         point = host_loop(program, run, wave.order, point, (write_again, *wave.tellers), rungs, rung)
+        if rung == rungs[0]:
+            caution(incomparable(point.evaluations, trials))
         failed = point.diverged_at.reshape(-1, seeds)
         diverged_at = np.where(failed < 0, run.steps, failed).min(1)
         scores = np.where(diverged_at < run.steps, np.nan, _scores(point, k, run, rungs, seeds, trials))

@@ -33,6 +33,11 @@ class Trials:
     def __len__(self) -> int:
         return len(self.recipes)
 
+    @functools.cached_property
+    def losses_differ(self) -> bool:
+        """Whether there are trials of different losses, or of different numbers of it."""
+        return any(recipe.loss != self.recipes[0].loss for recipe in self.recipes)
+
     def __repr__(self) -> str:
         return f"Trials({len(self)} recipes{' over ' if self.space else ''}{', '.join(self.space)})"
 
@@ -110,6 +115,10 @@ def sample(recipe: Recipe, space: Space, *, count: int, seed: int = 0, sampler: 
     """
     if not isinstance(count, int | np.integer) or count < 1:
         raise ValueError(f"sample: count must be a whole number of at least 1, got {count!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"sample: seed must be a whole number of at least 0, got {seed!r}")
+    if not callable(sampler):
+        raise TypeError(f"sample: sampler must be a function such as lo.samplers.sobol, got {sampler!r}")
     return trials_of(recipe, space, rows_of(columns_of(recipe, space), count, seed, sampler))
 
 
@@ -147,11 +156,11 @@ def columns_of(recipe: Recipe, space: Space) -> dict[str, Distribution]:
     own = {path: what for path, what in space.items() if isinstance(what, Distribution) and not is_structure(path)}
     check_numbers(own)
     with_numbers(recipe, dict.fromkeys(own, 0.0))  # a wrong path is an error before anything is drawn
-    for path, what in own.items():
-        fn, domain = getattr(getattr(recipe, path.partition(".")[0]), "fn", None), domain_of(path)
-        ours = getattr(fn, "__module__", "").startswith("lossopt_jax.")  # another's number may mean something else by this name
-        if ours and not (what.low in domain and what.high in domain):
-            raise ValueError(f"sample: {path!r} must be {domain}, got {what.kind} from {what.low:g} to {what.high:g}")
+    for table in ("loss", "optimizer", "schedule", "clip_norm"):
+        chosen = space.get(table)
+        for part in chosen.variants if isinstance(chosen, Parts) else ():
+            _check_domains(table, part.bound, {f"{table}.{name}": what for name, what in part.space.items()})
+        _check_domains(table, getattr(recipe, table), {path: what for path, what in own.items() if path.partition(".")[0] == table})
     columns: dict[str, Distribution] = {}
     for path, what in space.items():
         if isinstance(what, Distribution):
@@ -161,6 +170,28 @@ def columns_of(recipe: Recipe, space: Space) -> dict[str, Distribution]:
         for label, part in zip(what.labels(), what.variants, strict=True):
             columns |= {f"{label}.{name}": distribution for name, distribution in part.space.items()}
     return columns
+
+
+def _check_domains(table: str, part: Any, swept: Mapping[str, Distribution]) -> None:
+    """ValueError for a number of a part of ours that is drawn from beyond where it may lie, or for a warm-up longer than its schedule."""
+    if not getattr(getattr(part, "fn", None), "__module__", "").startswith("lossopt_jax."):
+        return  # another's number may mean something else by this name
+    for path, what in swept.items():
+        domain = domain_of(path)
+        if not (what.low in domain and what.high in domain):
+            raise ValueError(f"sample: {path!r} must be {domain}, got {what.kind} from {what.low:g} to {what.high:g}")
+    known = {f"{table}.{name}": (float(v), float(v)) for name, v in numbers(part).items() if np.ndim(v) == 0}
+    if swept and (wrong := too_long_warmup(known | {path: (what.low, what.high) for path, what in swept.items()})):
+        raise ValueError(f"sample: {wrong}")
+
+
+def too_long_warmup(ranges: Mapping[str, tuple[float, float]]) -> str | None:
+    """What is wrong with a warm-up that may be longer than its run, if one may be. ranges: path -> least, most."""
+    for path, (_, longest) in ranges.items():
+        total = ranges.get(f"{path.removesuffix('warmup')}total")
+        if path.endswith("warmup") and total is not None and longest > total[0]:
+            return f"{path} must be at most {path.removesuffix('warmup')}total ({total[0]:g}), got {longest:g}"
+    return None
 
 
 def rows_of(
