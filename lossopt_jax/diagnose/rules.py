@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .curves import Lane, Measured, measure
+from .curves import RESOLVED, Lane, Measured, measure
 
 # Gravest first, with what each means.
 KINDS = {
@@ -36,6 +36,10 @@ UNMOVED = 1e-3
 VANISHED = 1e-4
 DIED = 0.01
 UNANSWERED = 0.1
+LEARNT = 0.03
+GROWN = 1.01
+SAME = 1e-3
+RESTING = 0.1
 STEADY = 0.85
 TURNED = 0.15
 AMOUNTS = ("mse", "mae", "huber", "log_cosh")
@@ -59,19 +63,22 @@ class Verdict(NamedTuple):
         return KINDS[self.kind]
 
 
-def judge(lane: Lane, path: str) -> list[Verdict]:
-    """All that is wrong with a lane, what matters most first; [] where nothing is."""
+def judge(lane: Lane, path: str, constant: float = math.nan) -> list[Verdict]:
+    """All that is wrong with a lane, what matters most first; [] where nothing is. constant: the loss of the best constant output."""
     peak = float(np.nanmax(lane.rate)) if lane.rate is not None and len(lane.rate) else math.nan
     if lane.diverged_at >= 0:
         return [_diverged(lane, path, peak)]
     if len(lane.loss) < LEAST:
-        return [Verdict("too short", f"recorded steps: {len(lane.loss)} (threshold: {LEAST})", "", "more steps")]
+        advice = f"run.steps = {10 * LEAST * lane.every}"
+        return [Verdict("too short", f"recorded steps: {len(lane.loss)} (threshold: {LEAST})", "", advice)]
     m = measure(lane)
-    if m.end > 2 * m.start:
-        measured = f"the loss ends at {m.end:.3g}, {m.end / m.start:.3g} times the first, {m.start:.3g} (threshold: 2)"
-        return [Verdict("diverged", measured, CLIMB, _rate(path, peak / 10))]
-    rules = (_ends_early, _stalled, _unstable, _noisy, _ends_late, _too_low, _over_fits)
-    found = [verdict for rule in rules if (verdict := rule(lane, m, path, peak)) is not None]
+    first, rose = float(lane.loss[0]), m.end - m.start
+    if rose > (most := max(m.start, abs(first))):
+        measured = f"the loss ends at {first + rose:.3g} and began at {first:.3g} (threshold: {most:.3g} above that)"
+        return [Verdict("diverged", measured, CLIMB, _rate(path, peak, 1 / 10))]
+    stalled = _stalled(lane, m, path, peak, constant)
+    rules = (_ends_early, _unstable, _noisy, _ends_late, _over_fits, *(() if stalled else (_too_low,)))
+    found = [verdict for verdict in (stalled, *(rule(lane, m, path, peak) for rule in rules)) if verdict is not None]
     # A loss may go on falling at the edge, in the noise or by heart: a higher rate or more steps are then not what it needs.
     return [verdict for verdict in found if verdict.kind != "too low" or not HIGH_OR_LONG & {other.kind for other in found}]
 
@@ -80,10 +87,10 @@ def _diverged(lane: Lane, path: str, peak: float) -> Verdict:
     source = "no number is above infinity; on a quadratic gradient descent grows where the rate is above 2 / the largest eigenvalue"
     if lane.diverged_at == 0:
         measured = "the first step was not finite"
-        return Verdict("diverged", measured, source, f"look at the data and the labels, or {_rate(path, peak / 100)}")
+        return Verdict("diverged", measured, source, f"look at the data and the labels, or {_rate(path, peak, 1 / 100)}")
     measured = f"not finite from step {lane.diverged_at} of {lane.steps} on"
     return Verdict(
-        "diverged", measured, source, f"{_rate(path, peak / (10 if lane.diverged_at < lane.steps / 5 else 3))}, or clip_norm = 1.0"
+        "diverged", measured, source, f"{_rate(path, peak, 1 / 10 if lane.diverged_at < lane.steps / 5 else 1 / 3)}, or clip_norm = 1.0"
     )
 
 
@@ -102,35 +109,80 @@ def _ends_early(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | No
     return Verdict("ends early", measured, "the recorded rates; a fall of a tenth of all gained counts", f"schedule.total = {lane.steps}")
 
 
-def _stalled(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
-    """Little gained by small steps, and not what they promised."""
+def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -> Verdict | None:
+    """Little gained by small steps, not what they promised, and no better than a constant output."""
     first, moved = float(lane.loss[0]), float(lane.loss[-(len(lane.loss) // 10) :].mean() - lane.loss[0])
     if lane.grad_norm is None and lane.update_norm is None and abs(moved) < UNMOVED * abs(first):
         measured = f"the loss ends within {UNMOVED:.1%} of where it began, {first:.3g}; there are no norms to say why"
-        return Verdict("stalled", measured, CLIMB, f"{_rate(path, peak * 10)}; record grad_norm and update_norm to tell a small rate apart")
+        return Verdict("stalled", measured, CLIMB, f"{_rate(path, peak, 10)}; record grad_norm and update_norm to tell a small rate apart")
     if lane.grad_norm is None or not (m.leap < LEAP and m.gain < LITTLE) or _died(lane, m) or _ends_early(lane, m, path, peak):
         return None
-    gradient = float(np.median(lane.grad_norm)) / m.start
-    if m.steady > STEADY:  # it learns, if slowly: small batches make gradients of noise, which promise what cannot come
+    vanished = max(m.settled, 1.0) * float(lane.grad_norm[0]) < VANISHED * m.start  # from the first on
+    learnt = _learnt(lane, m, constant)
+    if learnt is None or not (vanished or _came_no_more(m)):
         return None
+    gradient = float(np.median(lane.grad_norm)) / m.start
     if gradient < VANISHED:
         measured = f"the gradient norm is {gradient:.1e} of the loss (threshold: {VANISHED:.0e}), {m.gain:.1%} was learnt"
+    elif m.settled < DIED:
+        measured = f"the gradient norm fell to {m.settled:.1g} of its first (threshold: {DIED:.0%}), {m.gain:.1%} was learnt"
     elif m.answered + 2 * m.error < UNANSWERED:
         measured = f"of what the updates promised {max(m.answered, 0):.1%} came, {m.error:.1%} for noise (threshold: {UNANSWERED:.0%})"
-    elif m.heard < UNANSWERED and m.answered - 2 * m.error < UNANSWERED:
+    elif m.heard < UNANSWERED:
         measured = f"of what the updates promised {max(m.heard, 0):.1%} came in the held-out loss (threshold: {UNANSWERED:.0%})"
     else:
-        return None
+        measured = f"the held-out loss fell in {m.steady:.0%} of the evaluations (threshold: {STEADY:.0%})"
     advice = "look at the initialisation, the activations and the scale of the inputs: units are dead or saturated"
-    return Verdict("stalled", measured, TAYLOR, advice)
+    return Verdict("stalled", f"{measured}, and {learnt}", TAYLOR, advice)
+
+
+def _came_no_more(m: Measured) -> bool:
+    """Whether the updates went on without lowering the loss: at a least that is not 0, or where nothing can be learnt.
+
+    Small batches make gradients of noise, which promise what cannot come, so a held-out loss that falls all the time outweighs that.
+    """
+    if m.settled < DIED:
+        return True
+    if math.isfinite(m.steady) and math.isfinite(m.heard):
+        return m.steady <= STEADY
+    return m.answered + 2 * m.error < UNANSWERED or (m.heard < UNANSWERED and m.answered - 2 * m.error < UNANSWERED)
+
+
+def _learnt(lane: Lane, m: Measured, constant: float) -> str | None:
+    """What says that nothing of the inputs was learnt; None where something was, as at the least of a task whose targets are mostly noise.
+
+    The loss of the best constant output tells, where it is known. If not, one held-out accuracy for all evaluations does, which outputs
+    that go by the inputs seldom have, or a loss that fell by less than one batch differs from another.
+    """
+    half = lane.loss[len(lane.loss) // 2 :]
+    noise = float(half.std())
+    if math.isfinite(constant):
+        if float(half.mean()) + max(3 * noise / math.sqrt(len(half)), SAME * constant) < constant:
+            return None
+        return f"the loss, {half.mean():.4g}, is not below that of a constant output, {constant:.4g}"
+    if lane.accuracies == 1 and len(lane.held_out) > 5:
+        return "the held-out accuracy was the same at every evaluation"
+    if lane.grad_norm is not None and lane.grad_norm[0] > 0 and m.settled < RESTING and _same_batches(lane, m) and m.gain > 0:
+        return None  # it fell, and smoothly came to rest: this is a least
+    if m.gain * m.start < max(LEARNT * m.start, noise):
+        return f"the loss fell by {m.gain:.1%} (threshold: {LEARNT:.0%}, or a batch's noise, {noise / m.start:.1%})"
+    return None
 
 
 def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
-    waste = m.promised / max(m.gain, 1e-9) / max(lane.steps, 1)
+    waste = m.promised / max(m.gain, 1e-9) / (len(lane.loss) * lane.every)
     if m.gain < LITTLE and m.leap >= LEAP:
         measured = f"{m.gain:.1%} was learnt, with steps that promised up to {m.leap:.2g} times the loss (threshold: {LEAP:g})"
     elif _died(lane, m):
-        measured = f"{m.gain:.1%} was learnt, and the gradient norm fell under {DIED:.0%} of its first: the steps have put units to sleep"
+        measured = (
+            f"{m.gain:.1%} was learnt, and the gradient norm fell under {DIED:.0%} of its first, {m.settled:.1g}, other than at a least: "
+            "the steps have put units to sleep"
+        )
+    elif (grown := _growth(lane)) > GROWN:
+        measured = (
+            f"the gradient norm grew at every step of the last fifth, by {grown:.2g} times in all (threshold: {GROWN:g}): "
+            "on a quadratic it does so only above 2 / the largest eigenvalue"
+        )
     elif _floor(lane) is not None:  # what the rate itself has shown
         return None
     elif waste > WASTE and m.leap >= LEAP:
@@ -141,7 +193,7 @@ def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None
         measured = f"the loss jumped to {m.peak:.2g} times the first after a tenth of the steps (threshold: 1.5)"
     else:
         return None
-    return Verdict("unstable", measured, POLYAK, _rate(path, peak / 4))
+    return Verdict("unstable", measured, POLYAK, _rate(path, peak, 1 / 4))
 
 
 def _noisy(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
@@ -151,21 +203,31 @@ def _noisy(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     if floor is not None:
         at, fell = floor
         measured = f"the loss lay flat up to step {at} and fell by {fell:.0%} when the rate was brought down (threshold: 25 %)"
-        return Verdict("noisy", measured, FLOOR, _rate(path, peak / 3))
+        return Verdict("noisy", measured, FLOOR, _rate(path, peak, 1 / 3))
+    if lane.stopped and lane.rate[-1] < lane.rate[len(lane.rate) // 2]:  # it would have come down
+        return None
     if lane.rate[-1] > 0.5 * peak and m.folds >= ENOUGH and m.share > NOISE and m.fell < FLAT:
         measured = (
             f"a step of the last fifth promised {m.share:.2g} times the loss (threshold: {NOISE:g}), "
             f"and the last quarter brought {max(m.fell, 0):.0%} of it ({FLAT:.0%})"
         )
-        return Verdict("noisy", measured, FLOOR, f'{_rate(path, peak / 3)}, or a schedule that decays: schedule.name = "cosine"')
+        return Verdict("noisy", measured, FLOOR, f'{_rate(path, peak, 1 / 3)}, or a schedule that decays: schedule.name = "cosine"')
     return None
 
 
 def _ends_late(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
-    if lane.rate is None or len(np.unique(lane.rate)) < 0.5 * len(lane.rate):
-        return None  # constant, or stairs
+    """The schedule's own number of steps says it; where that is not known, the rate of a run that went to its end."""
+    if lane.rate is None or not peak > 0 or (lane.stopped and not lane.total > lane.steps):
+        return None
     tenth = max(1, len(lane.rate) // 10)
     ends = lane.rate[-1] / peak
+    if lane.total > lane.steps and lane.rate[-1] <= lane.rate[-tenth] and ends > 0.3:
+        measured = (
+            f"the schedule takes {lane.total:.6g} steps and the run {lane.steps}: its last rate is {ends:.0%} of the peak (threshold: 30 %)"
+        )
+        return Verdict("ends late", measured, "the schedule and the recorded rates", f"schedule.total = {lane.steps}")
+    if lane.stopped or len(np.unique(lane.rate)) < 0.5 * len(lane.rate):
+        return None  # cut short, constant, or stairs
     if lane.rate[-1] > 1.001 * lane.rate[-tenth]:
         return Verdict("ends late", "the rate is still rising at the end", "the recorded rates", f"schedule.warmup = {lane.steps // 20}")
     if lane.rate[-1] < 0.999 * lane.rate[-tenth] and ends > 0.3:
@@ -175,21 +237,28 @@ def _ends_late(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | Non
 
 
 def _too_low(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
-    if _ends_early(lane, m, path, peak) or _stalled(lane, m, path, peak):
+    if _ends_early(lane, m, path, peak):
         return None
-    if m.folds < ENOUGH:
-        measured = f"all updates together promised to divide the loss by e {m.folds:.2g} times, at most (threshold: {ENOUGH:g})"
-        return Verdict("too low", measured, TAYLOR, _rate(path, peak * min(100.0, max(3.0, 3 * ENOUGH / max(m.folds, 1e-9)))))
-    if m.falling > 0.1 and m.sure > 4 and not m.share > NOISE:
-        measured = f"the last fifth of the steps brought {m.falling:.0%} of all that was learnt (threshold: 10 %)"
-        return Verdict(
-            "too low", measured, "an exponential decay that ends has 2 % there", f"{_rate(path, peak * 3)}, or run.steps = {2 * lane.steps}"
+    longer = f"run.steps = {2 * lane.steps}"
+    # A lane that was stopped is judged by what its steps would have promised by the end.
+    folds = m.folds * lane.steps / (len(lane.loss) * lane.every) if lane.stopped else m.folds
+    if folds < ENOUGH and not _came_no_more(m):  # at a least that is not 0 there is no more to promise
+        measured = f"all updates together promised to divide the loss by e {folds:.2g} times, at most (threshold: {ENOUGH:g})"
+        factor = min(100.0, max(3.0, 3 * ENOUGH / max(folds, 1e-9)), 0.9 * _most(lane))
+        higher = _rate(path, peak, factor) + (
+            ", or lossopt find-lr: how high it may go, so low a rate does not show" if factor > 10 else ""
         )
+        return Verdict("too low", measured, TAYLOR, higher if factor > 1.1 else longer)
+    if m.falling > 0.1 and m.sure > 4 and not m.share > NOISE and not lane.stopped:
+        measured = f"the last fifth of the steps brought {m.falling:.0%} of all that was learnt (threshold: 10 %)"
+        factor = min(3.0, 0.9 * _most(lane))
+        advice = f"{_rate(path, peak, factor)}, or {longer}" if factor > 1.1 else longer
+        return Verdict("too low", measured, "an exponential decay that ends has 2 % there", advice)
     return None
 
 
 def _over_fits(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
-    if len(lane.held_out) < 6:
+    if len(lane.held_out) < 6:  # also of a lane that was stopped: its held-out loss turned before that
         return None
     held = np.convolve(lane.held_out, [1 / 3] * 3, "valid")  # a single evaluation may be lucky
     at = int(np.argmin(held))
@@ -203,11 +272,55 @@ def _over_fits(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | Non
 
 
 def _died(lane: Lane, m: Measured) -> bool:
-    """Whether next to nothing was learnt and a gradient that was there went for good."""
-    if lane.grad_norm is None or not m.gain < LITTLE:
+    """Whether next to nothing was learnt and a gradient that was there went for good, other than at a least.
+
+    At a least of batches that differ each has a gradient. At a least of all the data the gradient goes smoothly, or, if it goes in a step
+    or two, after a fall of the loss of about half of what those steps promised.
+    """
+    if lane.grad_norm is None or not (m.gain < LITTLE and m.settled < DIED and lane.grad_norm[0] > VANISHED * m.start):
         return False
-    first, last = float(lane.grad_norm[0]), float(np.median(lane.grad_norm[-(len(lane.grad_norm) // 5) :]))
-    return first > VANISHED * m.start and last < DIED * first
+    under = int(np.argmax(lane.grad_norm < DIED * lane.grad_norm[0]))
+    at_once = bool(lane.grad_norm[under] < lane.grad_norm[under - 1] / 10)
+    return not _same_batches(lane, m) or (at_once and not m.gain > UNANSWERED * m.promised)
+
+
+def _same_batches(lane: Lane, m: Measured) -> bool:
+    """Whether the losses of the last fifth are one number: each step saw all the data."""
+    return float(lane.loss[-(len(lane.loss) // 5) :].std()) < SAME * m.start
+
+
+def _growth(lane: Lane) -> float:
+    """By how much the gradient norm grew all through the last fifth, while the loss rose, or fell by plainly less than steps against the
+    gradient promised; 0 where it did not.
+
+    On a quadratic every part of the gradient shrinks below the limit, so that the whole grows only above it. Leaving a saddle it grows as
+    well, and the loss falls by more than was promised.
+    """
+    fifth = len(lane.loss) // 5
+    if lane.grad_norm is None or lane.update_norm is None or lane.every > 1 or fifth < LEAST:
+        return 0.0
+    grad, update, loss = (values[-fifth:] for values in (lane.grad_norm, lane.update_norm, lane.loss))
+    fell, promised = float(loss[0] - loss[-1]), float((update * grad)[:-1].sum())
+    grows = (np.diff(grad) > 0).all() and grad[0] > 0 and (fell < 0 or (_is_descent(lane) and fell < 0.75 * promised))
+    return float(grad[-1] / grad[0]) if grows else 0.0
+
+
+def _is_descent(lane: Lane) -> bool:
+    """Whether the updates are the rate times the gradient."""
+    if lane.rate is None or lane.grad_norm is None or lane.update_norm is None:
+        return False
+    return bool(np.allclose(lane.update_norm, lane.rate * lane.grad_norm, rtol=1e-3, atol=0))
+
+
+def _most(lane: Lane) -> float:
+    """By how much the rate may be raised at most, from the curvature along the gradients of gradient descent on all data: 1 / rate is where
+    the loss fell by half of what was promised, 2 / rate where it did not fall. Infinite where the steps do not tell."""
+    if not _is_descent(lane) or lane.every > 1 or not (np.diff(lane.loss) < 0).all():
+        return math.inf
+    promised = (lane.update_norm * lane.grad_norm)[:-1]  # type: ignore[operator]
+    told = promised > RESOLVED * np.abs(lane.loss[:-1])
+    curvature = 2 * (1 + np.diff(lane.loss)[told] / promised[told])
+    return 2 / float(curvature.max()) if curvature.size and curvature.max() > 0 else math.inf
 
 
 def _floor(lane: Lane) -> tuple[int, float] | None:
@@ -237,7 +350,8 @@ def mismatch(loss: str, targets: Any) -> list[Verdict]:
     if not len(kinds) or len(kinds) > MOST_KINDS or not np.array_equal(kinds, np.arange(len(kinds))):
         return []
     measured = f"the targets are the integers 0 to {len(kinds) - 1}, which is what labels look like, and {loss} takes them for amounts"
-    fitting = "binary_cross_entropy" if len(kinds) == 2 else "cross_entropy"
+    one_hot = np.ndim(targets) > 1 and np.shape(targets)[-1] > 1 and bool((np.asarray(targets).sum(-1) == 1).all())
+    fitting = "binary_cross_entropy" if len(kinds) == 2 and not one_hot else "cross_entropy"
     return [Verdict("loss does not fit", measured, "a label's number has no size", f'loss.name = "{fitting}"')]
 
 
@@ -246,5 +360,21 @@ def ordered(found: list[Verdict]) -> list[Verdict]:
     return sorted(found, key=lambda verdict: list(KINDS).index(verdict.kind)) or [right]
 
 
-def _rate(path: str, rate: float) -> str:
-    return f"{path} = {rate:.2g}" if math.isfinite(rate) else "another rate"
+def _rate(path: str, peak: float, factor: float) -> str:
+    if math.isfinite(peak):
+        return f"{path} = {peak * factor:.2g}"
+    return f"{path} {f'{factor:.2g} times as high' if factor > 1 else f'{1 / factor:.2g} times lower'}"
+
+
+def constant_loss(loss: str, targets: Any) -> float:
+    """The least mean loss of outputs that do not go by the inputs: the variance, the entropy of the labels; NaN where that is not known."""
+    y = None if targets is None else np.asarray(targets)
+    if y is None or not y.size or y.dtype.kind not in "biuf":
+        return math.nan
+    if loss == "mse":
+        return float(y.astype(np.float64).var(0).mean())
+    if loss not in ("cross_entropy", "binary_cross_entropy") or (y.dtype.kind == "f" and loss == "cross_entropy"):
+        return math.nan
+    _, counts = np.unique(y[y >= 0], return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum()) if loss == "cross_entropy" or len(shares) <= 2 else math.nan

@@ -14,8 +14,8 @@ from ..recipe import Recipe
 from ..step import check_recipe
 from ..sweep import Swept
 from ..train import Fitted
-from .curves import Given, Lane, as_lanes, given_of, loss_of, path_of
-from .rules import KINDS, Verdict, judge, mismatch, ordered
+from .curves import Given, Lane, as_lanes, given_of, loss_of, path_of, plain_of, total_of
+from .rules import KINDS, Verdict, constant_loss, judge, mismatch, ordered
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ def diagnose(
 ) -> Diagnosis:
     """Judge each lane of a sweep, a finding, a run, a folder, or a history (metric -> [steps] or [lanes, steps], as `train_step` names it).
 
-    The loss alone is enough for some verdicts; the others need learning_rate, grad_norm and update_norm. A history that ends in NaN is of
-    a run that diverged.
-    recipe: what ran, so that its loss is known and advice names its numbers; a sweep and a folder know theirs. targets: of the training
-    data, whole numbers too where they are floats, to see labels that are fitted as amounts; where the loss is known.
+    The loss alone is enough for some verdicts; the others need learning_rate, grad_norm and update_norm, and held_out_loss (or val_loss),
+    NaN at steps without an evaluation. A history that ends in NaN is of a run that diverged. ValueError for a column of another name.
+    recipe: what ran, so that its loss and the steps of its schedule are known and advice names its numbers; a sweep and a folder know
+    theirs. targets: of the training data, whole numbers too where they are floats, to see labels that are fitted as amounts, and a run
+    that is no better than a constant output; where the loss is known.
     No step records the norm of the parameters, so there is no update-to-parameter ratio; in its place is what the updates promised: to
     the first order a step lowers the loss by at most update_norm * grad_norm.
 
@@ -57,7 +58,7 @@ def diagnose(
     given = given_of(what)
     if recipe is not None:
         check_recipe(recipe)
-        given = given._replace(paths=(path_of(recipe),), losses=(loss_of(recipe),))
+        given = given._replace(paths=(path_of(recipe),), losses=(loss_of(recipe),), totals=(total_of(recipe),), plain=(plain_of(recipe),))
     return judged(given, targets)
 
 
@@ -65,8 +66,10 @@ def judged(given: Given, targets: Any = None) -> Diagnosis:
     """The diagnosis of plain arrays."""
     lanes, verdicts = as_lanes(given), []
     for i, lane in enumerate(lanes):
-        found = judge(lane, given.paths[i % len(given.paths)] or "the learning rate")
-        wrong = mismatch(given.losses[i % len(given.losses)], targets) if lane.diverged_at < 0 else []
+        loss = given.losses[i % len(given.losses)]
+        constant = constant_loss(loss, targets) if given.plain[i % len(given.plain)] else math.nan
+        found = judge(lane, given.paths[i % len(given.paths)] or "the learning rate", constant)
+        wrong = mismatch(loss, targets) if lane.diverged_at < 0 else []
         verdicts.append(ordered([*wrong, *found]))
     return Diagnosis(verdicts, np.array([_last_loss(lane) for lane in lanes]))
 
