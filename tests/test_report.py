@@ -563,6 +563,8 @@ def test_sweeps_of_any_shape(trials, numbers, dead, spread):
             assert star[1] == min(row["held_out_loss"] for row in rows if row["status"] == "ok")
             assert len(points(axis, "trial")) == trials - len(dead)
     if numbers:
+        noted = plots.sweep_figure(rows, space, notes={next(iter(space)): ["a note"]})
+        assert [axis.get_xlabel().partition("\n")[2] for axis in noted.axes] == ["a note"] + [""] * (numbers - 1)
         assert figure.axes[0].get_xscale() == "log"
         best = min(rows, key=lambda row: row["held_out_loss"] if row["status"] == "ok" else math.inf)
         if len(dead) < trials:

@@ -224,6 +224,7 @@ def test_a_config_that_is_written_draws_the_same_trials(tmp_path):
     assert again.resolved == made.resolved
     assert list(again.trials.space) == list(made.trials.space)
     assert again.trials.recipes == made.trials.recipes
+    assert '"schedule.value" = { log_uniform = [0.0001, 1.0] }' in (tmp_path / "config.toml").read_text()
 
 
 def test_parquet_by_pyarrow_where_there_is_no_polars(tmp_path, monkeypatch):
@@ -411,6 +412,7 @@ def test_trials_of_different_losses_are_not_said_to_be_ranked():
         "loss.delta is swept: values of different losses cannot be compared, and there is no accuracy to rank by; leave the loss as it is"
     )
     assert swept.incomparable().startswith(words)
+    assert repr(swept).endswith("; of different losses, see incomparable())")
     lines = shown(swept)
     assert any(line.startswith(words) for line in lines)
     assert not any("mattered" in line or "lies at" in line for line in lines)

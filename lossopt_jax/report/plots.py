@@ -88,11 +88,17 @@ def curves_figure(
 
 
 def sweep_figure(
-    rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], metric: str = "held_out_loss", *, title: str = ""
+    rows: Sequence[Mapping[str, Any]],
+    space: Mapping[str, Any],
+    metric: str = "held_out_loss",
+    *,
+    title: str = "",
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> "Figure":
     """A panel for each swept number: the metric against it, the best starred, diverged trials as crosses on the edge of the worse.
 
     rows: of trials, best first; `<metric>_sem` in them draws error bars. A trial far beyond the others is an arrow on that edge.
+    notes: path -> lines below its axis.
     """
     paths = list(space) or ["trial"]
     columns = min(3, len(paths)) if len(paths) != 4 else 2
@@ -115,7 +121,7 @@ def sweep_figure(
         _failures(axis, x, rows, values, limits[0] if higher else limits[1])
         good = len(rows) and math.isfinite(values[0])
         axis.set_title(f"best at {_shown(rows[0][path])}" if good else "nothing finite to rank", fontsize=9, loc="left", color=INK)
-        axis.set_xlabel(path)
+        axis.set_xlabel("\n".join([path, *(notes or {}).get(path, ())]), parse_math=False)
         if i % columns == 0:
             axis.set_ylabel(metric.replace("held_out", "held-out").replace("_", " "))
         _plain_look(axis)

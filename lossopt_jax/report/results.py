@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -89,7 +90,9 @@ def write_sweep(place: Path, experiment: Any, swept: Any) -> None:
         folder.write_bytes(place / "best_params.msgpack", _state_bytes(swept.state(swept.best_lane())))
     folder.write_json(place / "summary.json", _head(place, experiment, "sweep") | _sweep_summary(swept, rows, bool(top)) | _machine())
     title = f"{_title(place, experiment)}: {len(rows)} recipes, {sum(row['status'] == 'diverged' for row in rows)} diverged"
-    plots.write_sweep(place / "sweep.png", rows, space, metric, title=title)
+    said = tables.parts_lines(space, _parts(swept))
+    notes = {path: [line for line in said if line.partition(":")[0] in distribution.labels] for path, distribution in space.items()}
+    plots.write_sweep(place / "sweep.png", rows, space, metric, title=title, notes=notes)
     plots.write_curves(
         place / "curves.png",
         *swept.inherited(),
@@ -294,16 +297,20 @@ def write_config(place: Path, resolved: dict[str, Any], name: str = "config.toml
     # A space is written line by line, since tomli_w puts lists before tables and the order is what trials are drawn by.
     space = resolved.get("sweep", {}).get("space", {})
     rest = resolved | {"sweep": {k: v for k, v in resolved["sweep"].items() if k != "space"}} if space else resolved
-    lines = ["", "[sweep.space]", *(f"{_inline(path)} = {_inline(what)}" for path, what in space.items()), ""] if space else []
+    lines = ["", "[sweep.space]", *(f"{_key(path)} = {_inline(what)}" for path, what in space.items()), ""] if space else []
     folder.write_text(place / name, tomli_w.dumps(rest) + "\n".join(lines))
 
 
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else _inline(text)
+
+
 def _inline(value: Any) -> str:
-    """A value as TOML within a line; a key is a quoted text."""
+    """A value as TOML within a line."""
     import tomli_w
 
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{_inline(key)} = {_inline(v)}' for key, v in value.items())} }}"
+        return f"{{ {', '.join(f'{_key(key)} = {_inline(v)}' for key, v in value.items())} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")

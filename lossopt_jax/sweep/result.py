@@ -62,6 +62,7 @@ class Swept:
     def __repr__(self) -> str:
         metric, diverged = self.default_metric(), (self.diverged_at >= 0).sum()
         best = self.failure() or f"best {metric} {self.table()[0][metric]:.4g}"
+        best += "; of different losses, see incomparable()" if self.incomparable() else ""
         return f"Swept({len(self.trials)} trials x {self.seeds} seeds, {self.steps} steps, {diverged} diverged; {best})"
 
     @property
