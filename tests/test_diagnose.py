@@ -400,3 +400,26 @@ def test_one_hot_targets_are_labels_of_many():
         name: lo.diagnose(history, recipe=recipe, targets=y).verdicts[0][0].advice for name, y in (("one", labels), ("many", 1 - labels))
     }
     assert advice == {"one": 'loss.name = "cross_entropy"', "many": 'loss.name = "binary_cross_entropy"'}
+
+
+def test_outputs_that_found_the_mean_and_nothing_else_are_stalled():
+    """Targets about 10 with variance 1: the loss falls from 101 by 0.64 a step, as gradient descent at 0.1 does, to what is learnt."""
+    rng = np.random.default_rng(0)
+    targets, noise = rng.normal(size=3000), 1 + 0.2 * rng.normal(size=STEPS)
+    targets = (targets - targets.mean()) / targets.std() + 10
+    for least, kind in ((1.0, "stalled"), (0.7, "right")):
+        above = 100 * 0.64 ** np.arange(STEPS)
+        history = curve((least + above) * noise, 0.1, grad=2 * np.sqrt(above) + 0.5)
+        held_out = least + above[9::10] + 0.01 * rng.normal(size=20)
+        columns = {k: v[None] for k, v in history.items()}, {"loss": held_out[None]}
+        given = Given(*columns, np.arange(10, 201, 10), np.array([-1]), None, losses=("mse",))
+        assert judged(given, targets).verdicts[0][0].kind == kind
+
+
+def test_a_slow_run_on_all_the_data_has_levelled_out_unless_its_rate_was_brought_down():
+    """Gradient descent from 0.99 to 0.9 in half-lives of 20 steps: the last fifth brings 1 %; under a falling rate that says nothing."""
+    at = np.arange(STEPS)
+    loss = 0.9 + 0.09 * 0.5 ** (at / 40)
+    assert kinds(curve(loss, 0.01, grad=0.07 * 0.5 ** (at / 80))) == ["right"]
+    falling = 0.01 * 0.5 * (1 + np.cos(np.pi * at / STEPS))
+    assert kinds(curve(loss, falling, grad=0.07)) == ["too low"]

@@ -75,7 +75,8 @@ class Measured(NamedTuple):
     folds: the same with each step's own loss below; leap: the most of one step; share: the mean of the last fifth's over its mean loss.
     NaN without the norms. answered: of what was promised between the first and the last tenth, how much came; error: its standard error;
     heard: the same of the held-out loss, which no batch blurs, between its first and last evaluation; NaN where that cannot be told.
-    steady: the share of evaluations at which the held-out loss was below the one before; NaN of fewer than six.
+    steady: the share of evaluations at which the held-out loss was below the one before; late: of all that it fell, the last quarter's
+    share. NaN of fewer than six.
     """
 
     start: float
@@ -94,6 +95,7 @@ class Measured(NamedTuple):
     error: float
     heard: float
     steady: float
+    late: float
 
 
 def given_of(what: Any) -> Given:
@@ -222,8 +224,16 @@ def measure(lane: Lane) -> Measured:
         fell=1 - float(loss[-quarter:].mean()) / max(float(loss[-2 * quarter : -quarter].mean()), tiny),
         settled=math.nan if lane.grad_norm is None else float(np.median(lane.grad_norm[-fifth:])) / max(float(lane.grad_norm[0]), tiny),
         steady=float(np.mean(np.diff(lane.held_out) < 0)) if len(lane.held_out) > 5 else math.nan,
+        late=_late(lane.held_out),
         **_promises(lane, loss, start),
     )
+
+
+def _late(held_out: np.ndarray) -> float:
+    if len(held_out) < 6:
+        return math.nan
+    fell, last = float(held_out[0] - held_out[-1]), float(held_out[-1 - len(held_out) // 4] - held_out[-1])
+    return last / fell if fell > RESOLVED * abs(float(held_out[0])) else math.nan
 
 
 def _promises(lane: Lane, loss: np.ndarray, start: float) -> dict[str, float]:

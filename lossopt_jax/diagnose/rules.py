@@ -40,6 +40,9 @@ LEARNT = 0.03
 GROWN = 1.01
 SAME = 1e-3
 RESTING = 0.1
+NEAR = 1.1
+LEVEL = 0.03
+THERE = 0.03
 STEADY = 0.85
 TURNED = 0.15
 AMOUNTS = ("mse", "mae", "huber", "log_cosh")
@@ -115,11 +118,13 @@ def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -
     if lane.grad_norm is None and lane.update_norm is None and abs(moved) < UNMOVED * abs(first):
         measured = f"the loss ends within {UNMOVED:.1%} of where it began, {first:.3g}; there are no norms to say why"
         return Verdict("stalled", measured, CLIMB, f"{_rate(path, peak, 10)}; record grad_norm and update_norm to tell a small rate apart")
-    if lane.grad_norm is None or not (m.leap < LEAP and m.gain < LITTLE) or _died(lane, m) or _ends_early(lane, m, path, peak):
+    if lane.grad_norm is None or not m.leap < LEAP or _died(lane, m) or _ends_early(lane, m, path, peak):
         return None
     vanished = max(m.settled, 1.0) * float(lane.grad_norm[0]) < VANISHED * m.start  # from the first on
+    if not (m.gain < LITTLE or math.isfinite(constant)):
+        return None
     learnt = _learnt(lane, m, constant)
-    if learnt is None or not (vanished or _came_no_more(m)):
+    if learnt is None or not (vanished or _came_no_more(lane, m)):
         return None
     gradient = float(np.median(lane.grad_norm)) / m.start
     if gradient < VANISHED:
@@ -136,12 +141,17 @@ def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -
     return Verdict("stalled", f"{measured}, and {learnt}", TAYLOR, advice)
 
 
-def _came_no_more(m: Measured) -> bool:
+def _came_no_more(lane: Lane, m: Measured) -> bool:
     """Whether the updates went on without lowering the loss: at a least that is not 0, or where nothing can be learnt.
 
     Small batches make gradients of noise, which promise what cannot come, so a held-out loss that falls all the time outweighs that.
     """
+    quarter = len(lane.loss) // 4
     if m.settled < DIED:
+        return True
+    # Of a rate that was brought down a loss that levels out says nothing.
+    kept = lane.rate is not None and lane.rate[-quarter:].mean() > 0.5 * lane.rate.max()
+    if kept and (m.late < LEVEL or (_same_batches(lane, m) and 0 < m.falling < 0.1)):
         return True
     if math.isfinite(m.steady) and math.isfinite(m.heard):
         return m.steady <= STEADY
@@ -151,19 +161,21 @@ def _came_no_more(m: Measured) -> bool:
 def _learnt(lane: Lane, m: Measured, constant: float) -> str | None:
     """What says that nothing of the inputs was learnt; None where something was, as at the least of a task whose targets are mostly noise.
 
-    The loss of the best constant output tells, where it is known. If not, one held-out accuracy for all evaluations does, which outputs
-    that go by the inputs seldom have, or a loss that fell by less than one batch differs from another.
+    The loss of the best constant output tells, where it is known. If not, few different held-out accuracies do, which outputs that go by
+    the inputs seldom have, or a loss that fell by less than one batch differs from another.
     """
     half = lane.loss[len(lane.loss) // 2 :]
     noise = float(half.std())
     if math.isfinite(constant):
         if float(half.mean()) + max(3 * noise / math.sqrt(len(half)), SAME * constant) < constant:
             return None
+        if m.gain > LITTLE and float(half.mean()) > NEAR * constant:
+            return None
         return f"the loss, {half.mean():.4g}, is not below that of a constant output, {constant:.4g}"
-    if lane.accuracies == 1 and len(lane.held_out) > 5:
-        return "the held-out accuracy was the same at every evaluation"
-    if lane.grad_norm is not None and lane.grad_norm[0] > 0 and m.settled < RESTING and _same_batches(lane, m) and m.gain > 0:
+    if lane.grad_norm is not None and lane.grad_norm[0] > 0 and m.settled < RESTING and _same_batches(lane, m) and m.gain > VANISHED:
         return None  # it fell, and smoothly came to rest: this is a least
+    if 0 < 5 * lane.accuracies <= len(lane.held_out):  # constant outputs have that of one class or another
+        return f"the held-out accuracy had {lane.accuracies} values in {len(lane.held_out)} evaluations (threshold: a fifth)"
     if m.gain * m.start < max(LEARNT * m.start, noise):
         return f"the loss fell by {m.gain:.1%} (threshold: {LEARNT:.0%}, or a batch's noise, {noise / m.start:.1%})"
     return None
@@ -242,7 +254,7 @@ def _too_low(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     longer = f"run.steps = {2 * lane.steps}"
     # A lane that was stopped is judged by what its steps would have promised by the end.
     folds = m.folds * lane.steps / (len(lane.loss) * lane.every) if lane.stopped else m.folds
-    if folds < ENOUGH and not _came_no_more(m):  # at a least that is not 0 there is no more to promise
+    if folds < ENOUGH and not _came_no_more(lane, m):  # at a least that is not 0 there is no more to promise
         measured = f"all updates together promised to divide the loss by e {folds:.2g} times, at most (threshold: {ENOUGH:g})"
         factor = min(100.0, max(3.0, 3 * ENOUGH / max(folds, 1e-9)), 0.9 * _most(lane))
         higher = _rate(path, peak, factor) + (
@@ -277,7 +289,7 @@ def _died(lane: Lane, m: Measured) -> bool:
     At a least of batches that differ each has a gradient. At a least of all the data the gradient goes smoothly, or, if it goes in a step
     or two, after a fall of the loss of about half of what those steps promised.
     """
-    if lane.grad_norm is None or not (m.gain < LITTLE and m.settled < DIED and lane.grad_norm[0] > VANISHED * m.start):
+    if lane.grad_norm is None or not (m.gain < LITTLE and m.settled < DIED and lane.grad_norm[0] > THERE * m.start):
         return False
     under = int(np.argmax(lane.grad_norm < DIED * lane.grad_norm[0]))
     at_once = bool(lane.grad_norm[under] < lane.grad_norm[under - 1] / 10)

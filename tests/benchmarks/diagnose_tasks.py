@@ -18,6 +18,19 @@ OPTIMIZERS = {
 }
 
 
+class Net(nn.Module):
+    """One output from one hidden layer, or from none; a bias of -30 leaves its units dead."""
+
+    width: int = 0
+    bias: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        if self.width:
+            x = nn.relu(nn.Dense(self.width, bias_init=nn.initializers.constant(self.bias))(x))
+        return nn.Dense(1, kernel_init=nn.initializers.normal(0.01))(x)[..., 0]
+
+
 class Tanh(nn.Module):
     outputs: int
     widths: tuple[int, ...] = (24, 24)
@@ -98,6 +111,37 @@ def photographs(count: int = 2000) -> Case:
     middle = patches[:, 12]
     around = np.delete(patches, 12, 1) + rng.normal(0, 0.1, (count, 24)).astype(np.float32)
     return Case(lo.from_linen(Gelu(0)), lo.bind(lo.losses.mse), *parts(standard(around), standard(middle)), lo.Run(300, 32))
+
+
+def noisy(loss, y) -> dict[str, Case]:
+    """3,000 rows of five columns of which one tells a little of y [3000], from it and noise, in batches of 64 and all at once."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3000, 5)).astype(np.float32)
+    data = parts(x, y(x[:, 0].astype(np.float64), rng))
+    networks = {"linear": Net(), "hidden": Net(32), "dead": Net(32, -30.0)}
+    batches = {"batches": lo.Run(300, 64), "all data": lo.Run(300, len(data[0][0]))}
+    return {
+        f"{network}, {batch}": Case(lo.from_linen(module), lo.bind(loss), *data, run)
+        for network, module in networks.items()
+        for batch, run in batches.items()
+    }
+
+
+def mse_above_1000(outputs, targets):
+    return 1000 + lo.losses.mse(outputs, targets)
+
+
+NOISY = {
+    "noisy labels": lambda: noisy(
+        lo.losses.binary_cross_entropy, lambda a, rng: (rng.random(a.shape) < 1 / (1 + np.exp(-0.7 * a))).astype(np.int32)
+    ),
+    "noisy amounts": lambda: noisy(lo.losses.mse, lambda a, rng: (a / 3 + rng.normal(size=a.shape)).astype(np.float32)),
+    "a least above 1,000": lambda: {
+        what: case
+        for what, case in noisy(mse_above_1000, lambda a, rng: (3 * a + rng.normal(size=a.shape)).astype(np.float32)).items()
+        if what == "linear, all data"
+    },
+}
 
 
 def tasks() -> dict[str, Callable[[], Case]]:
