@@ -6,7 +6,8 @@ import pytest
 
 import lossopt_jax as lo
 from lossopt_jax.diagnose.curves import Given, as_lanes, given_of, measure, plain_of
-from lossopt_jax.diagnose.rules import KINDS, constant_loss
+from lossopt_jax.diagnose.rules import KINDS
+from lossopt_jax.diagnose.targets import constant_loss
 from lossopt_jax.diagnose.verdicts import judged
 
 STEPS = 200

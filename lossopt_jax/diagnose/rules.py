@@ -1,7 +1,7 @@
 """What may be wrong with a run: each rule looks at what was measured and says what it found, by which threshold, and what to try."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,6 @@ KINDS = {
 }
 HIGH_OR_LONG = {"unstable", "noisy", "over-fits"}
 LEAST = 10  # steps to judge by
-MOST_KINDS = 100
 # Tuned on three tasks of tests/benchmarks/diagnose.py, and checked on nine others.
 ENOUGH = 4.0
 LITTLE = 0.15
@@ -36,16 +35,16 @@ UNMOVED = 1e-3
 VANISHED = 1e-4
 DIED = 0.01
 UNANSWERED = 0.1
-LEARNT = 0.03
-GROWN = 1.01
-SAME = 1e-3
-RESTING = 0.1
-NEAR = 1.1
-LEVEL = 0.03
-THERE = 0.03
 STEADY = 0.85
 TURNED = 0.15
-AMOUNTS = ("mse", "mae", "huber", "log_cosh")
+# Of runs at a least that is not 0, set by the noisy tasks of that benchmark and by closed forms; the others stayed as they were.
+LEARNT = 0.03
+LEVEL = 0.03
+THERE = 0.03
+RESTING = 0.1
+SAME = 1e-3
+NEAR = 1.1
+GROWN = 1.01
 TAYLOR = "Taylor: to the first order a step lowers the loss by at most update norm x gradient norm"
 POLYAK = "Polyak 1987: a step that promises 2 times the loss above its least or more moves away from it, if it is convex"
 FLOOR = "stochastic gradient descent hovers above the least at a height in proportion to its rate (Robbins and Monro 1951)"
@@ -120,11 +119,11 @@ def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -
         return Verdict("stalled", measured, CLIMB, f"{_rate(path, peak, 10)}; record grad_norm and update_norm to tell a small rate apart")
     if lane.grad_norm is None or not m.leap < LEAP or _died(lane, m) or _ends_early(lane, m, path, peak):
         return None
-    vanished = max(m.settled, 1.0) * float(lane.grad_norm[0]) < VANISHED * m.start  # from the first on
     if not (m.gain < LITTLE or math.isfinite(constant)):
         return None
-    learnt = _learnt(lane, m, constant)
-    if learnt is None or not (vanished or _came_no_more(lane, m)):
+    nothing = _nothing_learnt(lane, m, constant)
+    vanished = max(m.settled, 1.0) * float(lane.grad_norm[0]) < VANISHED * m.start  # from the first on
+    if nothing is None or not (vanished or _came_no_more(lane, m)):
         return None
     gradient = float(np.median(lane.grad_norm)) / m.start
     if gradient < VANISHED:
@@ -135,10 +134,12 @@ def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -
         measured = f"of what the updates promised {max(m.answered, 0):.1%} came, {m.error:.1%} for noise (threshold: {UNANSWERED:.0%})"
     elif m.heard < UNANSWERED:
         measured = f"of what the updates promised {max(m.heard, 0):.1%} came in the held-out loss (threshold: {UNANSWERED:.0%})"
-    else:
+    elif m.steady <= STEADY:
         measured = f"the held-out loss fell in {m.steady:.0%} of the evaluations (threshold: {STEADY:.0%})"
+    else:
+        measured = f"the last fifth of the steps brought {max(m.falling, 0):.0%} of the little that was learnt (threshold: 10 %)"
     advice = "look at the initialisation, the activations and the scale of the inputs: units are dead or saturated"
-    return Verdict("stalled", f"{measured}, and {learnt}", TAYLOR, advice)
+    return Verdict("stalled", f"{measured}, and {nothing}", TAYLOR, advice)
 
 
 def _came_no_more(lane: Lane, m: Measured) -> bool:
@@ -158,7 +159,7 @@ def _came_no_more(lane: Lane, m: Measured) -> bool:
     return m.answered + 2 * m.error < UNANSWERED or (m.heard < UNANSWERED and m.answered - 2 * m.error < UNANSWERED)
 
 
-def _learnt(lane: Lane, m: Measured, constant: float) -> str | None:
+def _nothing_learnt(lane: Lane, m: Measured, constant: float) -> str | None:
     """What says that nothing of the inputs was learnt; None where something was, as at the least of a task whose targets are mostly noise.
 
     The loss of the best constant output tells, where it is known. If not, few different held-out accuracies do, which outputs that go by
@@ -354,19 +355,6 @@ def _drop(rate: np.ndarray) -> int | None:
     return int(falls[0]) + 1 if len(falls) else None
 
 
-def mismatch(loss: str, targets: Any) -> list[Verdict]:
-    """Few integers from 0 up, each of them there, under a loss for amounts."""
-    if targets is None or loss not in AMOUNTS:
-        return []
-    kinds = np.unique(np.asarray(targets).astype(np.float64))
-    if not len(kinds) or len(kinds) > MOST_KINDS or not np.array_equal(kinds, np.arange(len(kinds))):
-        return []
-    measured = f"the targets are the integers 0 to {len(kinds) - 1}, which is what labels look like, and {loss} takes them for amounts"
-    one_hot = np.ndim(targets) > 1 and np.shape(targets)[-1] > 1 and bool((np.asarray(targets).sum(-1) == 1).all())
-    fitting = "binary_cross_entropy" if len(kinds) == 2 and not one_hot else "cross_entropy"
-    return [Verdict("loss does not fit", measured, "a label's number has no size", f'loss.name = "{fitting}"')]
-
-
 def ordered(found: list[Verdict]) -> list[Verdict]:
     right = Verdict("right", "none of the thresholds is passed", "", "")
     return sorted(found, key=lambda verdict: list(KINDS).index(verdict.kind)) or [right]
@@ -376,17 +364,3 @@ def _rate(path: str, peak: float, factor: float) -> str:
     if math.isfinite(peak):
         return f"{path} = {peak * factor:.2g}"
     return f"{path} {f'{factor:.2g} times as high' if factor > 1 else f'{1 / factor:.2g} times lower'}"
-
-
-def constant_loss(loss: str, targets: Any) -> float:
-    """The least mean loss of outputs that do not go by the inputs: the variance, the entropy of the labels; NaN where that is not known."""
-    y = None if targets is None else np.asarray(targets)
-    if y is None or not y.size or y.dtype.kind not in "biuf":
-        return math.nan
-    if loss == "mse":
-        return float(y.astype(np.float64).var(0).mean())
-    if loss not in ("cross_entropy", "binary_cross_entropy") or (y.dtype.kind == "f" and loss == "cross_entropy"):
-        return math.nan
-    _, counts = np.unique(y[y >= 0], return_counts=True)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum()) if loss == "cross_entropy" or len(shares) <= 2 else math.nan

@@ -15,7 +15,8 @@ from ..step import check_recipe
 from ..sweep import Swept
 from ..train import Fitted
 from .curves import Given, Lane, as_lanes, given_of, loss_of, path_of, plain_of, total_of
-from .rules import KINDS, Verdict, constant_loss, judge, mismatch, ordered
+from .rules import KINDS, Verdict, judge, ordered
+from .targets import constant_loss, mismatch
 
 
 @dataclass(frozen=True)
