@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import lossopt_jax as lo
+from lossopt_jax.report import folder
 from lossopt_jax.sweep import fleet
 from lossopt_jax.sweep.fleet import Claims, Lost
 
@@ -88,6 +89,30 @@ def test_what_two_share_is_what_one_finds(tmp_path):
     for name, values in alone.history.items():
         np.testing.assert_array_equal(shared.history[name], values)
     assert shared.table() == alone.table()
+
+
+PROBE = """
+import itertools, pathlib, sys
+for i in itertools.count():
+    try:
+        (pathlib.Path(sys.argv[1]) / f".probe-{i}").touch()
+    except FileNotFoundError:
+        break
+"""
+
+
+def test_a_state_is_removed_while_another_process_looks_into_it(tmp_path):
+    state = tmp_path / folder.STATE
+    state.mkdir()
+    for i in range(3000):
+        (state / str(i)).touch()
+    with subprocess.Popen([sys.executable, "-c", PROBE, str(state)]) as probe:
+        while not list(state.glob(".probe-*")):
+            time.sleep(0.01)
+        folder.remove_state(tmp_path)
+        left = list(tmp_path.iterdir())
+        probe.kill()
+    assert left == []
 
 
 WORKER = """

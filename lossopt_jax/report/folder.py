@@ -7,6 +7,7 @@ import math
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,8 +94,12 @@ def begin(folder: str | Path) -> None:
 
 
 def remove_state(folder: str | Path) -> None:
-    """Forget what is kept of a run that was not over."""
-    shutil.rmtree(Path(folder) / STATE, ignore_errors=True)
+    """Forget what is kept of a run that was not over, at once: another process that looks into it could leave a file behind rmtree."""
+    state = Path(folder) / STATE
+    with suppress(OSError):
+        state.rename(state.with_name(f".{STATE}-{secrets.token_hex(4)}"))
+    for gone in (state, *state.parent.glob(f".{STATE}-????????")):
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
