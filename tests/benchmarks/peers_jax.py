@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 
 import jax
 import numpy as np
@@ -32,12 +30,11 @@ class MLP(nn.Module):
 
 class CNN(nn.Module):
     classes: int
-    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x):
         for channels in (16, 32):
-            x = nn.relu(self.conv(channels, (3, 3))(x))
+            x = nn.relu(nn.Conv(channels, (3, 3))(x))
             b, h, w, c = x.shape
             x = x.reshape(b, h // 2, 2, w // 2, 2, c)  # summed by hand: XLA's sums over so short axes are slower
             x = (x[:, :, 0, :, 0] + x[:, :, 0, :, 1] + x[:, :, 1, :, 0] + x[:, :, 1, :, 1]) / 4
@@ -53,10 +50,10 @@ class Characters(nn.Module):
         return nn.Dense(self.letters)(h)
 
 
-def network(workload: str, classes: int, conv=nn.Conv) -> nn.Module:
+def network(workload: str, classes: int) -> nn.Module:
     if workload == "rnn":
         return Characters(classes)
-    return CNN(classes, conv) if workload == "cnn" else MLP(WIDTHS[workload], classes)
+    return CNN(classes) if workload == "cnn" else MLP(WIDTHS[workload], classes)
 
 
 def optimizer(workload: str, rate):
@@ -215,8 +212,7 @@ def lanes_of(workload: str, rates, plan=None):
 
     w = WORKLOADS[workload]
     x, y, classes = data(workload)
-    conv = partial(nn.Conv, conv_general_dilated=lo.models.conv_by_patches)
-    model = lo.from_linen(network(workload, classes, conv))
+    model = lo.from_linen(lo.models.CNN(output_shape=(classes,)) if workload == "cnn" else network(workload, classes))
     tx = lo.bind(lo.optimizers.momentum, beta=0.9) if w.momentum else lo.bind(lo.optimizers.adamw, weight_decay=1e-2)
     recipe = lo.Recipe(lo.bind(lo.losses.cross_entropy), tx, lo.bind(lo.schedules.constant, value=1e-3))
     trials = lo.grid(recipe, {"schedule.value": rates.tolist()})
