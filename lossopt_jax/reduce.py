@@ -69,10 +69,7 @@ def loss_total(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree,
         if targets is None and padding is not None:
             targets = jnp.full(weights.shape, 1 - padding)
         each = getattr(outputs, "map_examples", lambda fn: jax.tree.map(fn, outputs))  # a `losses.Head` also holds what all examples share
-        own, values = (
-            jax.eval_shape(lambda x, t: (own_weights(loss, t), loss(x, t)), outputs, targets) if weights.ndim > 1 else (None, None)
-        )
-        shape = None if values is None or _only_masks(weights, own, targets, values) else values.shape
+        shape = _shape_weighed(loss, outputs, targets, weights)
         outputs = each(functools.partial(masked, weights=weights, values=shape))
         targets = jax.tree.map(functools.partial(masked, weights=weights, label=fill, values=shape), targets)
     values = loss(outputs, targets)
@@ -152,6 +149,17 @@ def _only_masks(weights: jax.Array, own: jax.Array | None, targets: PyTree, valu
     # An image of n pixels and n classes: a loss that weighs whole images means its pixels.
     consumed = own is not None and _integer(targets) and own.ndim < targets.ndim
     return consumed and weights.ndim > 1 and weights.shape in (targets.shape, targets.shape[:-1])
+
+
+def _shape_weighed(loss: Callable[..., jax.Array], outputs: PyTree, targets: PyTree, weights: jax.Array) -> tuple[int, ...] | None:
+    """The shape of the loss's values, where the weights are theirs; None where they mask pixels, or are those of whole examples."""
+    if weights.ndim < 2:
+        return None
+    try:
+        own, values = jax.eval_shape(lambda x, t: (own_weights(loss, t), loss(x, t)), outputs, targets)
+    except jax.errors.JAXTypeError:  # a loss that looks at its numbers cannot be asked without them
+        return None
+    return None if _only_masks(weights, own, targets, values) else values.shape
 
 
 def _check_mask(weights: jax.Array, targets: PyTree, label: int | None, values: jax.Array) -> None:

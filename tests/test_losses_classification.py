@@ -474,6 +474,32 @@ def test_symmetric_cross_entropy_of_many_classes(rows, classes):
     assert np.linalg.norm(found - expected) < 5e-7 * np.linalg.norm(expected)
 
 
+def test_symmetric_cross_entropy_has_mixed_derivatives():
+    """Of the gradient in the logits along the targets and along A, against autodiff of the formula."""
+    z, q = jnp.array([1.0, 0.2, -0.5, 0.3]), jnp.array([0.95, 0.005, 0.04, 0.005])
+
+    def formula(z, q, least):
+        p = jax.nn.softmax(z)
+        return -(0.1 * q * jnp.log(p) + p * jnp.maximum(jnp.log(q), least)).sum()
+
+    def ours(z, q, least):
+        return losses.symmetric_cross_entropy(z[None], q[None], log_zero=least)[0]
+
+    found, expected = (jax.jit(jax.jacfwd(jax.grad(f), (0, 1, 2)))(z, q, -4.0) for f in (ours, formula))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 1000])
+def test_the_slope_of_equal_logits(classes):
+    """dJS/dz = p (g - sum p g), g = log(p / m) / 2: nothing is certain there, so nothing may be taken for it."""
+    q = np.asarray(jax.nn.softmax(jnp.asarray(np.random.default_rng(0).normal(size=classes), jnp.float32)))
+    found = jax.jit(jax.grad(lambda z: losses.js_divergence(z[None], jnp.asarray(q)[None])[0]))(jnp.zeros(classes))
+    p = 1 / classes
+    g = np.log(p / ((p + q.astype(float)) / 2)) / 2
+    expected = p * (g - g.mean())
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+
+
 def test_limits():
     z, labels = _ordinary("label")
     q = _ordinary("probs")[1]

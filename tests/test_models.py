@@ -92,6 +92,13 @@ def test_one_channel_is_the_convolution_in_forward_mode_and_twice():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), *both(moved))
 
 
+def test_one_channel_keeps_what_is_asked_of_products():
+    x, kernel = jnp.ones((2, 6, 5, 1)), jnp.ones((3, 3, 1, 16))
+    assert conv_by_patches(x, kernel, (1, 1), "SAME", preferred_element_type=jnp.bfloat16).dtype == jnp.bfloat16
+    gradient = jax.grad(lambda k: conv_by_patches(x, k, (1, 1), "SAME", precision="highest").sum())
+    assert "HIGHEST" in str(jax.make_jaxpr(gradient)(kernel))
+
+
 @pytest.mark.parametrize("channels", [3, 16])
 def test_pooling_is_the_mean_of_squares_of_four(channels):
     x, t = (np.random.default_rng(i).normal(size=(2, 6, 4, channels)) for i in (0, 1))

@@ -171,6 +171,13 @@ def test_weights_of_leading_axes_mask_what_the_values_have_of_them():
     np.testing.assert_allclose(mean(loss_total(losses.dice, logits, labels, w)), (values * w).sum() / 5, rtol=1e-6)
 
 
+def test_a_loss_that_looks_at_its_numbers_is_weighed():
+    def loss(outputs, targets):
+        return jnp.square(outputs - targets) if float(targets.max()) < 5 else outputs
+
+    assert loss_total(loss, jnp.ones((4, 5)), jnp.zeros((4, 5)), jnp.ones((4, 5))) == (20, 20)
+
+
 def test_masks_fit_the_array_or_fall_back_to_whole_examples():
     x = jnp.ones((2, 3, 3, 3))
     assert masked(x, jnp.array([1.0, 0.0])).sum() == 27

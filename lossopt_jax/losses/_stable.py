@@ -263,29 +263,23 @@ def _from_average(e: jax.Array, x: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def softmax_pair(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(p, 1 - p) for p = softmax(logits), both to full relative precision."""
-    return _pair(*top_parts(logits)[1:])[:2]
+    _, e, more = top_parts(logits)
+    # p by the plain sum, which has digits enough for it, so that who uses p alone pays for no other.
+    return e * (1 / e.sum(-1, keepdims=True)), (more + (1 - e)) * (1 / (1 + more))
 
 
 @softmax_pair.defjvp
 def _softmax_pair_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    _, e, more = top_parts(primals[0])
-    p, not_p, scale = _pair(e, more)
-    dp = linear_map(_softmax_slope, _softmax_slope, (e, scale), tangents[0])
+    p, not_p = softmax_pair(*primals)
+    dp = linear_map(_softmax_slope, _softmax_slope, p, tangents[0])
     return (p, not_p), (dp, -dp)
 
 
-def _pair(e: jax.Array, more: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    # p by the plain sum, which has digits enough for it, so that who uses p alone pays for no other.
-    scale = 1 / e.sum(-1, keepdims=True)
-    return e * scale, (more + (1 - e)) * (1 / (1 + more)), scale
-
-
-def _softmax_slope(fixed: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
-    """p (x - sum p x), its own transpose, p = scale e. Of a class that is nearly certain that is (1 - p) x, which has no digits; but a
-    common part of x changes nothing, so what the largest logit has of it, where e is 1, is taken off first."""
-    e, scale = fixed
-    x = x - (jnp.floor(e) * x).sum(-1, keepdims=True)
-    return e * scale * (x - scale * (e * x).sum(-1, keepdims=True))
+def _softmax_slope(p: jax.Array, x: jax.Array) -> jax.Array:
+    """p (x - sum p x), its own transpose. Of a class that is nearly certain (1 - p) x is left of that, and no digits; but a common part of
+    x changes nothing, so what the class of more than half has of it, whose p rounds to 1, is taken off first."""
+    x = x - (jnp.round(p) * x).sum(-1, keepdims=True)
+    return p * (x - (p * x).sum(-1, keepdims=True))
 
 
 def top_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

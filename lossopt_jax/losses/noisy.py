@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from .._types import Scalar, Vector, to_float32
 from ._labels import class_vector, label_targets, raw_class_targets, weigh_classes, weighed_by
@@ -38,10 +37,10 @@ def symmetric_cross_entropy(
     if given.probs is None:
         return given.average(lambda n: alpha * n - beta * log_zero * not_exp(n))
     log_q, (p, _) = jnp.maximum(log_or(given.probs, -1e30), log_zero), softmax_pair(given.logits)
-    reverse = -(lax.stop_gradient(p) * log_q).sum(-1)
-    # The value is that sum, of terms >= 0. Of its slope, p_j (log q_j + reverse), nothing would be left where most log q_j are A.
-    moved = -(p * lax.stop_gradient(log_q + reverse[..., None])).sum(-1)
-    return alpha * soft_nll(given.logits, given.probs) + beta * (reverse + (moved - lax.stop_gradient(moved)))
+    middle = (p * log_q).sum(-1)
+    # The second part is 0. Its slope, of the distance to the middle, has digits where most log q are A and that of the middle has none.
+    reverse = -middle - (p * (log_q - middle[..., None])).sum(-1)
+    return alpha * soft_nll(given.logits, given.probs) + beta * reverse
 
 
 @weighed_by(weigh_classes)

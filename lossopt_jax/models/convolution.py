@@ -56,7 +56,8 @@ def conv_by_patches(
     copies = _shifted(lhs, rhs.shape[:n], window_strides, padding, lhs_dilation or (1,) * n, rhs_dilation or (1,) * n)
     into, f, g = rhs.shape[-2], rhs.shape[-1], feature_group_count
     settings = {"precision": precision, "preferred_element_type": preferred_element_type}
-    if g == into == 1 and len(copies) <= FEW and f >= MANY and lhs.dtype == rhs.dtype in (jnp.float32, jnp.float64):
+    plain = lhs.dtype == rhs.dtype in (jnp.float32, jnp.float64) and precision is None and preferred_element_type in (None, lhs.dtype)
+    if g == into == 1 and len(copies) <= FEW and f >= MANY and plain and jax.default_backend() == "cpu":
         return _of_one_channel(jnp.stack([copy[..., 0] for copy in copies]), rhs.reshape(-1, f))
     if g == 1:
         patches = copies[0] if len(copies) == 1 else jnp.concatenate(copies, -1)
