@@ -272,7 +272,7 @@ def tune(
         )
         bar.close()
         tuning.show_tuned(tuned)
-        write_results(place, lambda: tuning.write_tuned(place, experiment, tuned))
+        write_results(place, lambda: tuning.write_tuned(place, experiment, tuned, asked))
         if tuned.final is not None:
             typer.echo(f"train it by itself: lossopt train {place / 'best.toml'}")
         typer.echo(place)

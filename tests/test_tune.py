@@ -158,6 +158,15 @@ def test_the_command_writes_what_it_found(tmp_path, lossopt):
     assert summary["what"] == "tune"
     assert sum(summary["lane_steps"].values()) <= 20 * 30
     assert sorted(row["which"] for row in summary["recipes"]) == ["as given", "finalist", "tuned"]  # two seeds leave room for a second one
+    asked = ["tune", str(config), *small, "--set", "sweep.space.schedule.warmup={uniform=[0,10]}", "--out", "here", "--resume"]
+    assert "is finished; nothing to do" in lossopt(*asked, "--seeds", "2").stdout
+    for other, words in (
+        (["--seeds", "3"], "--seeds is 3 and was 2"),
+        (["--seeds", "2", "--minutes", "1"], "--minutes is 1.0 and was not set"),
+        (["--seeds", "2", "--lane-steps", "900"], "--lane-steps is 900 and was not set"),
+    ):
+        failed = lossopt(*asked, *other)
+        assert (failed.returncode, words in failed.stderr) == (2, True), failed.stderr
     diagnosed = lossopt("diagnose", "here")
     assert diagnosed.returncode == 0, diagnosed.stderr
     assert diagnosed.stdout.startswith("the sweep of the tuning, here/sweep\nof ")

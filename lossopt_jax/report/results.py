@@ -257,8 +257,8 @@ def _title(place: Path, experiment: Any) -> str:
 def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any], last: str = "curves.png") -> bool:
     """Whether a folder holds the whole of this very run; ValueError, showing what differs, when it holds one of another config.
 
-    asked: what the command was asked for beside its config: "what" and options, which its summary.json has without their dashes; also in
-    the config of a state. last: the file that is written last.
+    asked: what the command was asked for beside its config: "what" and options, which its summary.json has as "asked", or without their
+    dashes; also in the config of a state. last: the file that is written last.
     """
     import tomllib
 
@@ -270,9 +270,11 @@ def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any], last:
         except ValueError as error:
             raise ValueError(f"{config} is damaged ({error}): what {place} holds cannot be gone on with; --overwrite it") from None
         summary = place / "summary.json"
-        if config is not begun:
-            known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
-            there |= {name: known.get(name.removeprefix("--"), value) for name, value in asked.items()}
+        if config is not begun and summary.exists():
+            known = json.loads(summary.read_text(encoding="utf-8"))
+            there |= known.get("asked") or {name: known[key] for name in asked if (key := name.removeprefix("--")) in known}
+        elif config is not begun:
+            there |= asked
         differ = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if differ:
             shown = "; ".join(f"{key} is {here.get(key, 'not set')} and was {there.get(key, 'not set')}" for key in differ[:5])

@@ -9,9 +9,9 @@ from rich.console import Console
 from . import folder, lr_plot, plots, results, tables
 
 
-def write_tuned(place: Path, experiment: Any, tuned: Any) -> None:
+def write_tuned(place: Path, experiment: Any, tuned: Any, asked: dict[str, Any]) -> None:
     """config.toml, tuned.csv, rates.csv, summary.json, a find_lr-<optimizer>.png each; sweep/ as `lossopt sweep` writes it; of the
-    better recipe best.toml and best_params.msgpack; curves.png last.
+    better recipe best.toml and best_params.msgpack; curves.png last. asked: of `results.finished`.
     """
     if tuned.swept is not None:
         results.write_sweep(place / "sweep", experiment, tuned.swept)
@@ -21,6 +21,7 @@ def write_tuned(place: Path, experiment: Any, tuned: Any) -> None:
     folder.write_csv(place / "rates.csv", rates)
     folder.write_csv(place / "tuned.csv", tuned.table())
     summary = {
+        "asked": asked,
         "improved": tuned.improved,
         "suggested": {label: found.suggested for label, found in tuned.findings.items()},
         "lane_steps": tuned.lane_steps,
