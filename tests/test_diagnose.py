@@ -424,3 +424,23 @@ def test_a_slow_run_on_all_the_data_has_levelled_out_unless_its_rate_was_brought
     assert kinds(curve(loss, 0.01, grad=0.07 * 0.5 ** (at / 80))) == ["right"]
     falling = 0.01 * 0.5 * (1 + np.cos(np.pi * at / STEPS))
     assert kinds(curve(loss, falling, grad=0.07)) == ["too low"]
+
+
+def test_what_stalled_is_said_by_the_number_that_decided():
+    """The held-out loss falls at every evaluation, but all of it at first: its last quarter brings exp(-7) of the whole."""
+    rng = np.random.default_rng(0)
+    history = curve(1 + 0.2 * rng.normal(size=STEPS), 0.1, grad=1.0, update=1.5e-4)
+    held_out = 1 - 1e-3 * (1 - np.exp(-np.arange(10.0)))
+    given = Given({k: v[None] for k, v in history.items()}, {"loss": held_out[None]}, np.arange(20, 201, 20), np.array([-1]), None)
+    verdict = judged(given).verdicts[0][0]
+    assert verdict.kind == "stalled"
+    assert verdict.measured.startswith("the last quarter brought 0.1% of all that the held-out loss fell by (threshold: 3%), ")
+
+
+def test_a_jump_of_a_negative_loss_is_said_in_its_own_numbers():
+    """From -1 to -2, with a dip to -3 and a jump to 0.5: 3.5 above the least, where the first was 2 above it."""
+    at = np.arange(STEPS)
+    loss = np.select([at == 0, at == 20, at == 100], [-1.0, -3.0, 0.5], -2.0)
+    (verdict, *_) = lo.diagnose(curve(loss, 0.1, grad=1.0, update=np.where(at == 50, 3.0, 1e-3))).verdicts[0]
+    assert verdict.kind == "unstable"
+    assert verdict.measured == "the loss jumped to 0.5 after a tenth of the steps, and began at -1 (threshold: 0)"

@@ -122,41 +122,39 @@ def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -
     if not (m.gain < LITTLE or math.isfinite(constant)):
         return None
     nothing = _nothing_learnt(lane, m, constant)
-    vanished = max(m.settled, 1.0) * float(lane.grad_norm[0]) < VANISHED * m.start  # from the first on
-    if nothing is None or not (vanished or _came_no_more(lane, m)):
-        return None
-    gradient = float(np.median(lane.grad_norm)) / m.start
+    gradient = max(m.settled, 1.0) * float(lane.grad_norm[0]) / m.start  # the larger of the first and the last
     if gradient < VANISHED:
-        measured = f"the gradient norm is {gradient:.1e} of the loss (threshold: {VANISHED:.0e}), {m.gain:.1%} was learnt"
-    elif m.settled < DIED:
-        measured = f"the gradient norm fell to {m.settled:.1g} of its first (threshold: {DIED:.0%}), {m.gain:.1%} was learnt"
-    elif m.answered + 2 * m.error < UNANSWERED:
-        measured = f"of what the updates promised {max(m.answered, 0):.1%} came, {m.error:.1%} for noise (threshold: {UNANSWERED:.0%})"
-    elif m.heard < UNANSWERED:
-        measured = f"of what the updates promised {max(m.heard, 0):.1%} came in the held-out loss (threshold: {UNANSWERED:.0%})"
-    elif m.steady <= STEADY:
-        measured = f"the held-out loss fell in {m.steady:.0%} of the evaluations (threshold: {STEADY:.0%})"
+        why: str | None = f"the gradient norm is {gradient:.1e} of the first loss (threshold: {VANISHED:.0e})"
     else:
-        measured = f"the last fifth of the steps brought {max(m.falling, 0):.0%} of the little that was learnt (threshold: 10 %)"
+        why = _came_no_more(lane, m)
+    if nothing is None or why is None:
+        return None
     advice = "look at the initialisation, the activations and the scale of the inputs: units are dead or saturated"
-    return Verdict("stalled", f"{measured}, and {nothing}", TAYLOR, advice)
+    return Verdict("stalled", f"{why}, {m.gain:.1%} was learnt, and {nothing}", TAYLOR, advice)
 
 
-def _came_no_more(lane: Lane, m: Measured) -> bool:
-    """Whether the updates went on without lowering the loss: at a least that is not 0, or where nothing can be learnt.
+def _came_no_more(lane: Lane, m: Measured) -> str | None:
+    """What says that the updates went on without lowering the loss, at a least that is not 0 or where nothing can be learnt; None where
+    nothing does.
 
     Small batches make gradients of noise, which promise what cannot come, so a held-out loss that falls all the time outweighs that.
     """
     quarter = len(lane.loss) // 4
     if m.settled < DIED:
-        return True
+        return f"the gradient norm fell to {m.settled:.1g} of its first (threshold: {DIED:.0%})"
     # Of a rate that was brought down a loss that levels out says nothing.
     kept = lane.rate is not None and lane.rate[-quarter:].mean() > 0.5 * lane.rate.max()
-    if kept and (m.late < LEVEL or (_same_batches(lane, m) and 0 < m.falling < 0.1)):
-        return True
+    if kept and m.late < LEVEL:
+        return f"the last quarter brought {max(m.late, 0):.1%} of all that the held-out loss fell by (threshold: {LEVEL:.0%})"
+    if kept and _same_batches(lane, m) and 0 < m.falling < 0.1:
+        return f"the last fifth of the steps brought {m.falling:.1%} of the little that was learnt (threshold: 10 %)"
     if math.isfinite(m.steady) and math.isfinite(m.heard):
-        return m.steady <= STEADY
-    return m.answered + 2 * m.error < UNANSWERED or (m.heard < UNANSWERED and m.answered - 2 * m.error < UNANSWERED)
+        return f"the held-out loss fell in {m.steady:.0%} of the evaluations (threshold: {STEADY:.0%})" if m.steady <= STEADY else None
+    if m.answered + 2 * m.error < UNANSWERED:
+        return f"of what the updates promised {max(m.answered, 0):.1%} came, {m.error:.1%} for noise (threshold: {UNANSWERED:.0%})"
+    if m.heard < UNANSWERED and m.answered - 2 * m.error < UNANSWERED:
+        return f"of what the updates promised {max(m.heard, 0):.1%} came in the held-out loss (threshold: {UNANSWERED:.0%})"
+    return None
 
 
 def _nothing_learnt(lane: Lane, m: Measured, constant: float) -> str | None:
@@ -203,7 +201,10 @@ def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None
     elif m.share > EDGE:
         measured = f"a step of the last fifth promised {m.share:.3g} times the loss, on average (threshold: {EDGE:g})"
     elif m.peak > 1.5 and not m.leap < LEAP:  # small steps do not throw a loss up: the first batch was an easy one
-        measured = f"the loss jumped to {m.peak:.2g} times the first after a tenth of the steps (threshold: 1.5)"
+        first, most = float(lane.loss[0]), float(lane.loss[len(lane.loss) // 10 :].max())
+        measured = (
+            f"the loss jumped to {most:.3g} after a tenth of the steps, and began at {first:.3g} (threshold: {first + m.start / 2:.3g})"
+        )
     else:
         return None
     return Verdict("unstable", measured, POLYAK, _rate(path, peak, 1 / 4))
