@@ -21,6 +21,7 @@ WIDTH = 0.25
 TOLERANCE = 0.05  # what counts as just as good
 FEW_STEPS = 10  # with fewer the last two of five parts are a step each, whose difference is the batches'
 HARDLY = 0.03, 10.0  # of the start, what the held-out loss falls by, and how many times that the training loss: initial outputs settle
+ALIKE = 0.05  # by which losses before a failure differ at most, of the largest, where the rate has not made them
 STILL_FALLING = 0.05  # of all that was gained, gained in the last fifth: an exponential decay that has 6 % left
 
 # Verdicts with which no rate is better than another.
@@ -292,12 +293,22 @@ def _verdicts(
 
 
 def _whatever_the_rate(training: np.ndarray, failed_at: np.ndarray, start: float) -> bool:
-    """Whether each seed's three lowest rates fail in the same step, after a loss that had not grown: not by the rate, then."""
-    low = failed_at[:3]
-    if (low < 2).any() or (low != low[0]).any():
+    """Whether each seed's three lowest rates fail in the same step, after losses that had not grown or are alike: not by the rate, then.
+
+    The loss of step 0 is the same at every rate, so a failure in step 1 tells nothing by itself: another seed has to.
+    """
+    low, told = failed_at[:3], False
+    if (low != low[0]).any():
         return False
-    before = [seed[np.isfinite(seed)][-1] for seed in training[0]]
-    return bool((np.asarray(before) <= start + 0.5 * abs(start)).all())
+    for step, lanes in zip(low[0], np.moveaxis(training[:3], 1, 0), strict=True):
+        if not np.isfinite(lanes[:, 0]).any():  # before any update
+            told = True
+            continue
+        before = np.array([lane[np.isfinite(lane)][-1] for lane in lanes])
+        if before.max() > start + 0.5 * abs(start) and np.ptp(before) > ALIKE * np.abs(before).max():
+            return False
+        told |= bool(step > 1)
+    return told
 
 
 def with_rate(recipe: Recipe, rate: float) -> tuple[str, Recipe]:

@@ -336,6 +336,19 @@ def test_one_row_that_is_not_finite_is_told_from_rates_that_are_too_high():
     assert bad.verdicts.keys() == {"not_finite_data"}
     assert "not finite from step 3 on, whatever the rate: look for NaN" in bad.verdicts["not_finite_data"]
     assert find(low=1e25, high=1e30).verdicts.keys() == {"all_diverge"}
+    assert find(low=1e25, high=1e30, seeds=2).verdicts.keys() == {"all_diverge"}
+    # Of a batch whose loss is twice another's, and of seeds that meet the row in step 0 or 1 while others do not.
+    told = lr_finder._whatever_the_rate
+    easy_first, at_once = np.full((3, 1, 9), 1.0), np.full((3, 2, 9), 1.0)
+    easy_first[:, :, 4], easy_first[:, :, 5:] = 2.0, np.nan
+    at_once[:, 0, 5:], at_once[:, 1, 1:] = np.nan, np.nan
+    assert told(easy_first, np.full((3, 1), 5), 1.0)
+    assert told(at_once, np.array([[5, 1]] * 3), 1.0)
+    assert not told(at_once[:, 1:], np.array([[1]] * 3), 1.0)  # a rate may do that
+    at_once[:, 1] = np.nan
+    assert told(at_once, np.array([[5, 0]] * 3), 1.0)
+    easy_first[:, 0, 4] = 2.0, 4.0, 8.0  # in proportion to the rate
+    assert not told(easy_first, np.full((3, 1), 5), 1.0)
 
 
 def test_the_shortest_budgets_are_said_to_be_short():
