@@ -267,6 +267,7 @@ def test_a_grid_of_parts():
         (lambda: lo.choice([lo.bind(lo.optimizers.sgd), 0.1]), TypeError, r"each must be a lo.bind\(...\) or lo.variant\(...\), got 0.1"),
         (lambda: lo.choice({1, 2}), TypeError, "choice: needs a list of values, got {1, 2}"),
         (lambda: lo.choice([lo.optimizers.adam]), TypeError, r"each must be bound: lo.bind\(adam\)"),
+        (lambda: lo.choice([jax.nn.relu]), TypeError, "of anything else values must be finite numbers, or all words, or all lists"),
         (lambda: lo.sample(RECIPE, SPACE, count=1, sampler="sobol"), TypeError, "a function such as lo.samplers.sobol, got 'sobol'"),
         (lambda: lo.sample(RECIPE, SPACE, count=1, seed=-1), ValueError, "seed must be a whole number of at least 0, got -1"),
         (
@@ -489,6 +490,16 @@ def test_a_sampler_that_is_exhausted_ends_the_search_with_what_was_found():
     assert len(swept.trials) == 8
     grid = sorted(swept.trials.values(i)["schedule.init"] for i in range(4, 8))
     np.testing.assert_allclose(grid, [1e-3, 1e-2, 1e-1, 1.0], rtol=1e-6)
+
+
+def test_a_search_of_losses_that_do_not_compare_says_so_with_one_trial_a_round_too():
+    pytest.importorskip("optuna")
+    x = np.ones((8, 3), np.float32)
+    model = lo.Model(lambda key, x: (np.zeros(3, np.float32), {}), lambda params, state, x, *, key, train: (x @ params, state))
+    recipe, space = RECIPE._replace(loss=lo.bind(lo.losses.huber)), {"loss.delta": lo.uniform(0.1, 1)}
+    with pytest.warns(Caution, match="loss.delta is swept") as said:
+        lo.search(model, recipe, space, count=3, rounds=3, train=(x, x[:, 0]), run=lo.Run(2, 8), plan=lo.LanePlan(1, 1))
+    assert [warning.filename for warning in said] == [__file__]  # once, at the caller's line
 
 
 def test_wrong_searches_are_named():

@@ -17,7 +17,7 @@ from ..loop import Callbacks, Progress, Run
 from ..models import Model
 from ..recipe import Recipe
 from .lanes import LanePlan
-from .metrics import HIGHER_IS_BETTER, Caution, caution
+from .metrics import HIGHER_IS_BETTER, Caution, caution, incomparable
 from .plan import MeasuredPlan, plan_lanes
 from .population import Population, Rule
 from .result import Swept
@@ -86,6 +86,7 @@ def search(
     alike = LanePlan(plan.devices, min(plan.width, -(-len(rows) * seeds // plan.devices)))
     tell = _Waves((on_chunk,) if callable(on_chunk) else tuple(on_chunk))
     parts: list[Swept] = []
+    wrong: str | None = None
     with _quiet(optuna), ThreadPoolExecutor(1) as background:
         written: list[Future[None]] = []
         study: Any = None
@@ -101,12 +102,13 @@ def search(
             check_width(job, plan if isinstance(plan, MeasuredPlan) else alike)
             alike = alike._replace(width=job.waves[0].plan.width)  # a checkpoint's, should another have been measured today
             parts.append(finished(job, tell.next_round()))
+            if wrong is None:  # of all rounds so far: in one alone there may be a single loss
+                caution(wrong := incomparable(parts[-1].evaluation, _trials(parts)))
             found = _told(optuna, space, rows, parts[-1])
             if study is None:
                 direction = "maximize" if parts[0].default_metric() in HIGHER_IS_BETTER else "minimize"
                 study = optuna.create_study(direction=direction, sampler=sampler or optuna.samplers.TPESampler(seed=seed), study_name=name)
                 study.add_trials(found)
-                caution(parts[0].incomparable())
             exhausted = _tell(study, asked, found)
             if store is not None:  # some ten milliseconds a trial, which the next round need not wait for
                 written.append(background.submit(_export, optuna, study, study.trials, store, checkpoint))
@@ -292,16 +294,17 @@ def _export(optuna: Any, study: Any, trials: list[Any], store: Any, checkpoint: 
     there.add_trials(trials[len(known) :])
 
 
+def _trials(parts: list[Swept]) -> Trials:
+    recipes = tuple(recipe for part in parts for recipe in part.trials.recipes)
+    return Trials(recipes, parts[-1].trials.space, tuple(values for part in parts for values in part.trials.drawn))
+
+
 def _joined(parts: list[Swept]) -> Swept:
     """The rounds as one sweep."""
     last, before = parts[-1], np.cumsum([0, *[len(part.states) for part in parts]])
     lanes = np.arange(sum(part.lanes for part in parts))
     return Swept(
-        trials=Trials(
-            tuple(recipe for part in parts for recipe in part.trials.recipes),
-            last.trials.space,
-            tuple(values for part in parts for values in part.trials.drawn),
-        ),
+        trials=_trials(parts),
         seeds=last.seeds,
         history=together([part.history for part in parts], lanes),
         evaluations=together([part.evaluations for part in parts], lanes),

@@ -147,7 +147,8 @@ def choice(values: Sequence[Any]) -> Distribution | Parts:
         raise ValueError("choice: needs at least one value")
     if functions := [value for value in values if callable(value) and not isinstance(value, Bound)]:
         name = getattr(functions[0], "__name__", "...")
-        raise TypeError(f"choice: of parts each must be bound: lo.bind({name}) or, with numbers to sweep, lo.variant({name}, ...)")
+        bound = f"of parts each must be bound: lo.bind({name}) or, with numbers to sweep, lo.variant({name}, ...)"
+        raise TypeError(f"choice: {bound}; of anything else values must be finite numbers, or all words, or all lists: no functions")
     if any(isinstance(value, Bound | Variant) for value in values):
         wrong = [value for value in values if not isinstance(value, Bound | Variant)]
         if wrong:
