@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import re
 import shutil
 import sys
 
@@ -179,6 +180,10 @@ def test_tables_of_two_sweeps_have_the_same_types_and_say_what_a_trial_does_not_
         frame = swept.to_polars()
         assert frame["model.dropout"].sum() == pytest.approx(110 * 0.25)
         assert frame["stopped_at"].dtype == polars.Int64
+        other = swept.to_pandas()
+        assert {str(other[name].dtype) for name in ("trial", "stopped_at", "diverged")} == {"Int64"}
+        assert {str(other[name].dtype) for name in ("model.dropout", "held_out_loss")} == {"float64"}
+        assert other["stopped_at"].isna().sum() == frame["stopped_at"].null_count()
     places = [lo.save(swept, tmp_path / name) / "trials.parquet" for name, swept in (("a", plain), ("b", stopped))]
     both = polars.read_parquet(places)
     assert both.schema["diverged_at"] == both.schema["stopped_at"] == polars.Int64
@@ -202,6 +207,7 @@ def test_tables_of_two_sweeps_have_the_same_types_and_say_what_a_trial_does_not_
 
 def test_a_result_equals_what_comes_back_and_no_other(swept, saved):
     assert swept == lo.load(saved)
+    assert swept == dataclasses.replace(swept, seconds=9.0, compile_seconds=9.0, plan=lo.LanePlan(1, 3))
     assert swept != dataclasses.replace(swept, stopped_at=np.arange(18))
     assert swept != dataclasses.replace(swept, trials=lo.Trials(swept.trials.recipes[::-1], swept.trials.space, swept.trials.drawn[::-1]))
     assert swept != 3
@@ -403,7 +409,7 @@ def test_of_listed_numbers_only_the_first_and_the_last_are_at_an_edge():
     assert valley.importance()["schedule.value"] == pytest.approx(1)
 
 
-def test_trials_of_different_losses_are_not_said_to_be_ranked():
+def test_trials_of_different_losses_are_not_said_to_be_ranked(tmp_path, monkeypatch):
     rates = np.geomspace(1e-3, 1e-1, 20)
     huber = RECIPE._replace(loss=lo.bind(lo.losses.huber))
     recipes = tuple(lo.with_numbers(huber, {"loss.delta": rate, "schedule.value": rate}) for rate in rates)
@@ -416,6 +422,10 @@ def test_trials_of_different_losses_are_not_said_to_be_ranked():
     lines = shown(swept)
     assert any(line.startswith(words) for line in lines)
     assert not any("mattered" in line or "lies at" in line for line in lines)
+    no_pictures(monkeypatch)
+    summary = json.loads((lo.save(swept, tmp_path) / "summary.json").read_text())
+    assert summary["incomparable"].startswith(words)
+    assert summary["importance"] == summary["edges"] == summary["wider"] == {}
     assert swept.edges() == {"schedule.value": "high"}
     parts = lo.sample(RECIPE, {"loss": lo.choice([lo.bind(lo.losses.mse), lo.variant(lo.losses.huber, delta=lo.uniform(1, 2))])}, count=4)
     assert made_up(parts, range(4)).incomparable().startswith("loss, huber.delta are swept: ")
@@ -450,6 +460,23 @@ def test_what_labels_of_one_name_stand_for():
     assert "adamw-2: adamw with mask=decay_matrices_only" in lines
     assert "adamw-3: adamw with b1=0.5" in lines
     assert "what mattered: 8 recipes that can be ranked are too few to tell, of 16 on it is said" in lines
+
+
+def test_a_label_says_what_is_its_own_where_the_first_sweeps_it_or_was_never_drawn():
+    def lines(parts, drawn):
+        every = lo.sample(RECIPE, {"optimizer": lo.choice(parts)}, count=16)
+        kept = [i for i in range(16) if every.values(i)["optimizer"] in drawn]
+        trials = lo.Trials(tuple(every.recipes[i] for i in kept), every.space, tuple(every.drawn[i] for i in kept))
+        return [line for line in shown(made_up(trials, range(len(kept)))) if re.match(r"\w+-\d: ", line)]
+
+    swept, momentum = lo.variant(lo.optimizers.momentum, beta=lo.uniform(0.5, 0.9)), lo.optimizers.momentum
+    both = {"momentum", "momentum-2"}
+    assert lines([swept, lo.bind(momentum, beta=0.95)], both) == ["momentum-2: momentum with beta=0.95"]
+    assert lines([swept, lo.bind(momentum)], both) == ["momentum-2: momentum with beta=0.9"]  # the default
+    assert lines([lo.bind(momentum), swept], both) == ["momentum-2: momentum with its own numbers"]
+    three = [lo.bind(lo.optimizers.adamw, **own) for own in ({}, {"b1": 0.5}, {"b1": 0.7})]
+    assert lines(three, {"adamw-2", "adamw-3"}) == ["adamw-2: adamw with b1=0.5", "adamw-3: adamw with b1=0.7"]
+    assert lines(three[::-1], {"adamw", "adamw-3"}) == ["adamw-3: adamw with b1=0.9"]
 
 
 def shown(swept):

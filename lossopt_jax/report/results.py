@@ -22,7 +22,7 @@ from ..sweep.statistics import fanova
 from . import folder, plots, tables
 
 FEW = 16  # recipes, of which fewer show no trend
-MANY = 128  # of which fANOVA takes a second
+FANOVA_TRIALS = 128  # of which fANOVA takes a second
 
 
 def write_run(place: Path, experiment: Any, fitted: Any) -> None:
@@ -160,11 +160,11 @@ def _findings(swept: Any, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _fanova(swept: Any, rows: list[dict[str, Any]], metric: str) -> dict[str, float]:
-    """As `Swept.fanova` of at most `MANY` trials, from the best to the worst: its time grows by their square. {} without Optuna."""
+    """As `Swept.fanova`, of at most `FANOVA_TRIALS` from the best to the worst: its time grows by their square. {} without Optuna."""
     if not find_spec("optuna"):
         return {}
     ranked = [row for row in rows if math.isfinite(row[metric])]
-    return fanova(ranked[:: math.ceil(len(ranked) / MANY)], swept.trials.space, metric)
+    return fanova(ranked[:: math.ceil(len(ranked) / FANOVA_TRIALS)], swept.trials.space, metric)
 
 
 def _parts(swept: Any) -> dict[str, Any]:
@@ -177,15 +177,17 @@ def _parts(swept: Any) -> dict[str, Any]:
 
 
 def _sweep_summary(swept: Any, rows: list[dict[str, Any]], ranked: bool) -> dict[str, Any]:
+    wrong = swept.incomparable()
+    told = ranked and not wrong  # as on the screen: what follows from an order of the trials, where that says something
     return {
         "metric": swept.default_metric(),
         "best": rows[0] if ranked else None,
         "failure": swept.failure(),
-        "edges": swept.edges() if ranked else {},
-        "wider": swept.wider() if ranked else {},
-        "importance": swept.importance(),
-        "incomparable": swept.incomparable(),
-        "chance_best": [{"trial": t, "chance": p} for t, p in swept.chance_best().items()] if ranked and swept.seeds > 1 else None,
+        "edges": swept.edges() if told else {},
+        "wider": swept.wider() if told else {},
+        "importance": {} if wrong else swept.importance(),
+        "incomparable": wrong,
+        "chance_best": [{"trial": t, "chance": p} for t, p in swept.chance_best().items()] if told and swept.seeds > 1 else None,
         "trials": len(rows),
         "lanes": swept.lanes,
         "lanes_diverged": int((swept.diverged_at >= 0).sum()),

@@ -1,5 +1,6 @@
 """Rows of trials as a table, and what is worth saying about the best and about a single run."""
 
+import inspect
 import io
 import math
 import re
@@ -132,17 +133,32 @@ def population_lines(copies: Sequence[Any], lineage: Sequence[Mapping[str, Any]]
 
 
 def parts_lines(space: Mapping[str, Any], parts: Mapping[str, Any]) -> list[str]:
-    """What the labels of parts of one name stand for, "adamw-2: adamw with mask=decay_matrices_only". parts: label -> a bound part."""
+    """What the labels of parts of one name stand for, "adamw-2: adamw with mask=decay_matrices_only".
+
+    Said is what differs from the first of that name; of what is swept there, or where no trial drew it, from the function's defaults.
+    parts: label -> a bound part, of those that were drawn.
+    """
     lines = []
-    for label in [label for distribution in space.values() for label in distribution.labels]:
-        first, _, count = label.rpartition("-")
-        if count.isdigit() and first in parts and label in parts:
-            own, others = ({**part.hparams, **part.options} for part in (parts[label], parts[first]))
-            # Numbers that are swept have columns of their own.
-            fixed = {name: value for name, value in own.items() if f"{label}.{name}" not in space and f"{first}.{name}" not in space}
-            said = [f"{name}={_value(v)}" for name, v in fixed.items() if name not in others or np.any(v != others[name])]
-            lines.append(f"{label}: {first} with {', '.join(said) or 'its own numbers'}")
+    for label, first in [(label, label.rpartition("-")[0]) for d in space.values() for label in d.labels if label in parts]:
+        if not label.rpartition("-")[2].isdigit() or not any(first in d.labels for d in space.values()):
+            continue
+        own, others = _fixed(label, space, parts), _fixed(first, space, parts)
+        others = {name: p.default for name, p in inspect.signature(parts[label].fn).parameters.items()} | others
+        said = [name for name, value in own.items() if name not in others or _differ(value, others[name])]
+        said = said or [name for name in own if f"{first}.{name}" in space]  # all at its default, and fixed
+        lines.append(f"{label}: {first} with {', '.join(f'{name}={_value(own[name])}' for name in said) or 'its own numbers'}")
     return lines
+
+
+def _fixed(label: str, space: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's values but those that are swept, which have columns of their own."""
+    own = {**parts[label].hparams, **parts[label].options} if label in parts else {}
+    return {name: value for name, value in own.items() if f"{label}.{name}" not in space}
+
+
+def _differ(value: Any, other: Any) -> bool:
+    """Whether they differ as they are bound: a number is one of float32, which a default need not be."""
+    return bool(np.any(value != (np.float32(other) if isinstance(other, float) else other)))
 
 
 def _value(value: Any) -> str:

@@ -54,10 +54,12 @@ class Swept:
     copies: tuple[Copy, ...] = ()
 
     def __eq__(self, other: object) -> bool:
-        """Whether both found the same: all but the trained states, of which a folder keeps the best's only; NaN equals NaN."""
+        """Whether both found the same, however fast and on whichever lanes: all but wall times, the plan and the trained states, of which
+        a folder keeps the best's only; NaN equals NaN."""
         if not isinstance(other, Swept):
             return NotImplemented
-        return all(same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name not in ("states", "places"))
+        how = ("states", "places", "plan", "seconds", "compile_seconds")
+        return all(same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name not in how)
 
     def __repr__(self) -> str:
         metric, diverged = self.default_metric(), (self.diverged_at >= 0).sum()
@@ -182,12 +184,15 @@ class Swept:
         return sorted(rows, key=lambda row: (place[row["status"]], -ended[row["trial"]], _badness(row[metric], _mode(metric))))
 
     def to_pandas(self) -> Any:
-        """`table` as a pandas DataFrame (needs pandas); a number that a trial does not have is missing, and so NaN."""
+        """`table` as a pandas DataFrame (needs pandas); a number that a trial does not have is missing: NaN, or in a column of whole
+        numbers, which are Int64, NA."""
         try:
             import pandas
         except ImportError:
             raise ImportError("to_pandas needs pandas: pip install 'lossopt_jax[tables]'") from None
-        return pandas.DataFrame(with_gaps(self.table(), self.trials.space))
+        columns = typed_columns(with_gaps(self.table(), self.trials.space))
+        types = {int: "Int64", float: "float64", str: None}
+        return pandas.DataFrame({key: pandas.Series(values, dtype=types[kind]) for key, (kind, values) in columns.items()})
 
     def to_polars(self) -> Any:
         """`table` as a polars DataFrame (needs polars); a number that a trial does not have is null."""
