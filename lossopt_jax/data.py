@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ._types import Batch, PyTree, check_fits
+from .kinds import RARE
 
 
 class Task(NamedTuple):
@@ -131,10 +132,11 @@ def csv(path: str, target: str, kind: str = "regression") -> Task:
 def coded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The classes in the order of their codes, and the int code of each of the values [n].
 
-    They are in sorted order, numbers by size; of two texts the rarer one is 1, since whatever weighs positives means the rare ones.
+    They are in sorted order, numbers by size; of two texts one that is rare (`kinds.RARE`) is 1, since whatever weighs positives means
+    the rare ones.
     """
     names, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
-    if values.dtype.kind == "U" and len(names) == 2 and counts[0] < counts[1]:
+    if values.dtype.kind == "U" and len(names) == 2 and counts[0] < RARE * len(values):
         names, codes = names[::-1], 1 - codes
     return names, codes.astype(np.int32)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import losses, measured, optimizers, schedules
 from .data import coded, columns
-from .kinds import MANY, check_kind, kind_of, looks_classes, loss_numbers
+from .kinds import MANY, check_kind, codes, kind_of, label_facts, listed, looks_classes, loss_numbers, number
 from .recipe import Recipe, bind, nearest
 
 
@@ -309,7 +309,7 @@ class Recommendation:
             part, _, name = path.partition(".")
             space.setdefault(part, {})[name] = {"log_uniform": [low, high]}
         table["sweep"] = {"count": 32, "space": space}
-        fill = f"# data.path and data.target are to be filled in: a CSV file with a header, and its column of {self.kind}\n"
+        fill = f"# data.path and data.target are to be filled in: a CSV file with a header, and its column to predict ({self.kind})\n"
         return (fill if template else "") + tomli_w.dumps(table)
 
     def __str__(self) -> str:
@@ -335,10 +335,11 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     kind: one of `KINDS` ("multi-class" and the like are other spellings), ValueError where the data cannot be of it; without it the kind is
     read from inputs [n, ...] and targets. Whole numbers of two values are binary (rare where one has under a fifth); of up to 20 classes,
     long-tailed where the largest is ten times the smallest, ordinal where four or more lie in the order of their numbers along one
-    direction of the inputs; of more, classes where they begin at 0 or 1, leave none out and are about as frequent, else from 0 or 1 to
-    1000 at most, counts, as are fewer from 0 on with one peak and a long tail. Other numbers are regression, with outliers where more
-    than 0.5 % of the residuals of a linear fit lie beyond four robust deviations (of the targets themselves, where the inputs have more
-    columns than half the rows). [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs and targets [n, t] tokens.
+    direction of the inputs; of more, where they begin at 0 or 1, leave none out and are about as frequent, classes, or regression where
+    they lie in such an order, else from 0 or 1 to 1000 at most, counts, as are fewer from 0 on with one peak and a long tail. Other numbers
+    are regression, with outliers where more than 0.5 % of the residuals of a linear fit lie beyond four robust deviations (of the targets
+    themselves, where the inputs have more columns than half the rows). [n, k] of 0 and 1 is multi-label, [n, h, w] segmentation, int inputs
+    and targets [n, t] tokens.
     family: "mlp", "cnn", "rnn", "transformer" or "unet"; by default what the kind and the inputs' axes suggest.
 
     >>> import lossopt_jax as lo
@@ -358,7 +359,7 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
         raise TypeError(f"recommend: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     elif inputs is not None and targets is not None:
         check_kind(kind, np.asarray(inputs), np.asarray(targets))
-        numbers = loss_numbers(kind, np.asarray(targets))
+        facts, numbers = label_facts(kind, np.asarray(targets)), loss_numbers(kind, np.asarray(targets))
     if family is None:
         family, shape = KINDS[kind].family, np.shape(inputs)
         if family == "mlp" and len(shape) == 4:
@@ -385,9 +386,9 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
     """The recommendation for a column of a CSV file, and the [data] table of its config."""
     x, y = columns(path, target)
     kind = None if kind is None else kind_named(kind)
-    codes = coded(y)[1] if y.dtype.kind == "U" else y
-    whole = bool((codes == np.round(codes)).all())
-    if len(values := np.unique(codes)) == 1:
+    labels = coded(y)[1] if y.dtype.kind == "U" else y
+    whole = bool((labels == np.round(labels)).all())
+    if len(values := np.unique(labels)) == 1:
         raise ValueError(f"recommend: all values of {target!r} are {y[0]}: there is nothing to learn")
     if y.dtype.kind == "U" and len(values) > max(MANY, len(y) / 5):
         raise ValueError(f"recommend: {target!r} has {len(values)} different texts in {len(y)} lines, too many to be classes")
@@ -396,13 +397,11 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
         raise ValueError(f"recommend: {kind} needs numbers, and {target!r} has texts such as {str(y[0])!r}: they look like classes")
     if y.dtype.kind == "U" and len(values) > MANY and kind is None:
         kind = "multiclass"
-    classes = whole and (not amounts if kind is not None else looks_classes(codes))
-    names, codes = coded(y) if classes else (values, codes)  # as `data.csv` has them
-    found = recommend(kind, inputs=x, targets=codes, family=family)
-    shown = [str(name) if y.dtype.kind == "U" else f"{name:g}" for name in names]
+    classes = whole and (not amounts if kind is not None else looks_classes(x, labels))
+    names, labels = coded(y) if classes else (values, labels)  # as `data.csv` has them
+    found = recommend(kind, inputs=x, targets=labels, family=family)
+    shown = [str(name) if y.dtype.kind == "U" else number(name) for name in names]
     if classes and shown != [str(code) for code in range(len(names))]:
-        first = "0 and 1" if len(shown) == 2 else f"0 ... {len(shown) - 1}"
-        listed = shown if len(shown) <= 4 else [*shown[:3], "...", shown[-1]]
-        found = replace(found, facts=(*found.facts, f"coded {first}, here and by the config: {', '.join(listed)}"))
+        found = replace(found, facts=(*found.facts, f"coded {codes(len(shown))}, here and by the config: {listed(shown)}"))
     sort = "counts" if found.kind == "counts" else "regression" if found.kind.startswith("regression") else "classes"
     return found, {"name": "csv", "path": path, "target": target, "kind": sort}

@@ -67,6 +67,8 @@ def test_every_part_is_real_and_has_its_reason(kind, family):
         (X, 1 + RNG.integers(0, 26, 400), "multiclass"),
         (X, np.arange(400), "counts"),  # one of each tells nothing of classes
         (X, RNG.geometric(0.05, 400), "counts"),
+        (X, np.argsort(np.argsort(LINE)) // 8, "regression"),  # amounts, as frequent as each other
+        (X, 1 + np.argsort(np.argsort(LINE + RNG.normal(size=400))) // 8, "regression"),
         (X, np.eye(3)[np.digitize(LINE, [-1, 1])], "multiclass"),
         (X, X > 0, "multilabel"),
         (X, X * 2, "regression"),
@@ -228,6 +230,41 @@ def test_the_numbers_of_a_loss_come_from_the_data_where_its_kind_is_given():
     assert lo.recommend("regression", inputs=inputs, targets=targets[:, None]).kind == "regression"
 
 
+def test_what_is_seen_in_labels_is_said_where_their_kind_is_given():
+    y = np.where(np.arange(400) % 10 == 3, 7, 9)
+    assert lo.recommend("binary_rare", inputs=X, targets=y).facts == lo.recommend(inputs=X, targets=y).facts
+    assert "the rare class is 7" in lo.recommend("binary_rare", inputs=X, targets=y).facts[2]
+    three = lo.recommend("multiclass", inputs=X, targets=10 * np.arange(400) % 30).facts
+    assert three == ("the labels are 0, 10, 20, and the loss wants 0 to 2: numpy.searchsorted(numpy.unique(targets), targets) has them so",)
+    masks = 255 * (np.arange(256).reshape(4, 8, 8) % 2)
+    (fact,) = lo.recommend("segmentation_classes", inputs=np.zeros((4, 8, 8, 1)), targets=masks).facts
+    assert fact == "the labels are 0 and 255, and the loss wants 0 and 1: targets == 255 has them so"
+    grades = lo.recommend("ordinal", inputs=X, targets=np.arange(400) % 5 + 1).facts
+    assert grades[0].startswith("the labels are 1, 2, 3, 4, 5, and the loss wants 0 to 4")
+    assert lo.recommend("regression", inputs=X, targets=y).facts == lo.recommend("counts", inputs=X, targets=y).facts == ()
+
+
+def test_large_labels_are_shown_in_full(tmp_path):
+    y = 10000000001 + 2 * (LINE > 0)
+    assert "the labels are 10000000001 and 10000000003" in lo.recommend(inputs=X, targets=y).facts[1]
+    (tmp_path / "my.csv").write_text("\n".join(["a,y", *(f"{a},{label:.0f}" for a, label in zip(X[:, 0], y, strict=True))]))
+    assert recommend_csv(str(tmp_path / "my.csv"), "y")[0].facts[-1].endswith("the config: 10000000001, 10000000003")
+
+
+def test_amounts_as_frequent_as_each_other_are_a_regression_in_the_config_too(tmp_path):
+    percentile = np.argsort(np.argsort(LINE)) // 8
+    (tmp_path / "my.csv").write_text("\n".join(["a,b,c,y", *(f"{a},{b},{c},{p}" for (a, b, c), p in zip(X, percentile, strict=True))]))
+    found, table = recommend_csv(str(tmp_path / "my.csv"), "y")
+    assert (found.kind, table["kind"]) == ("regression", "regression")
+    assert found.facts[-1].startswith("50 whole numbers that lie in their order along one direction of the inputs: amounts; ")
+
+
+def test_two_texts_about_as_frequent_are_coded_by_the_alphabet():
+    for first in (190, 210):
+        names, codes = lo.data.coded(np.repeat(["a", "b"], [first, 400 - first]))
+        assert (names.tolist(), codes.sum()) == (["a", "b"], 400 - first)
+
+
 def test_files_that_are_no_tables_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"csv: cannot read .*nowhere.csv: No such file"):
         recommend_csv(str(tmp_path / "nowhere.csv"), "y")
@@ -342,7 +379,10 @@ def test_labels_that_the_loss_cannot_take_and_classes_that_may_be_counts_are_sai
     with pytest.raises(ValueError, match=r"0 and 1, got .*: the labels are 0 and 255, .* targets == 255"):
         lo.recommend("segmentation", inputs=images, targets=masks)
     several = lo.recommend(inputs=X, targets=10 * np.arange(400) % 30)
-    assert "the loss wants 0 ... 2: numpy.searchsorted(numpy.unique(targets), targets) has them so" in several.facts[-1]
+    assert (
+        "the labels are 0, 10, 20, and the loss wants 0 to 2: numpy.searchsorted(numpy.unique(targets), targets) has them so"
+        in several.facts[-1]
+    )
     counted = lo.recommend(inputs=X, targets=RNG.poisson(np.exp(2.5 + LINE / 3)))
     assert 'if they are classes, give the kind "multiclass"' in counted.facts[0]
     assert 'amounts "regression"' in lo.recommend(inputs=X, targets=np.arange(400) % 26).facts[0]
