@@ -3,7 +3,8 @@
 All draw from one space. With its usual budget tune takes a tenth of the lane-steps of random search; given --minutes, what it takes with
 compiling in a fresh process is the wall time that TPE has, on both cores (see tune_tpe.py). What one search finds depends on its seed, so
 each is repeated under others. Every winner is trained again under the same 8 seeds, which none was chosen by: held-out loss, the median
-of the repeats and their range. Needs Optuna. `python tests/benchmarks/tune.py [config ...] [--repeats N] [--minutes M]`
+of the repeats, their range and their mean. Needs Optuna, but with --minutes 0, which leaves TPE out.
+`python tests/benchmarks/tune.py [config ...] [--repeats N] [--minutes M]`
 """
 
 import argparse
@@ -36,19 +37,21 @@ def measured(name, repeats, minutes):
     made = experiment(name)
     data = {"train": made.task.train, "evaluate": made.task.evaluate}
     space = {} if made.trials is None else made.trials.space
-    winners = {"tuned": [], "random": [], f"tuned, {minutes:g} min": [], "TPE": []}
+    winners = {"tuned": [], "random": []} | ({f"tuned, {minutes:g} min": [], "TPE": []} if minutes else {})
     shares, trials, seconds = [], [], 0.0
     for repeat in range(repeats):
-        run = replace(made.run, seed=APART * repeat)
-        began = time.perf_counter()
-        longer = lo.tune(made.model, made.recipe, **data, run=run, space=space, minutes=minutes)
-        seconds = seconds or time.perf_counter() - began  # the first one has compiled
-        tpe, *counts = tpe_best(name, seconds, APART * repeat)
+        run, longer = replace(made.run, seed=APART * repeat), []
+        if minutes:
+            began = time.perf_counter()
+            longer = [lo.tune(made.model, made.recipe, **data, run=run, space=space, minutes=minutes).recipe]
+            seconds = seconds or time.perf_counter() - began  # the first one has compiled
+            tpe, *counts = tpe_best(name, seconds, APART * repeat)
+            trials.append(counts)
+            longer.append(tpe)
         usual = lo.tune(made.model, made.recipe, **data, run=run, space=space)
         random = lo.sweep(made.model, random_trials(made, repeat), **data, run=run).best()
         shares.append(sum(usual.lane_steps.values()) / (TRIALS * run.steps))
-        trials.append(counts)
-        for found, recipe in zip(winners.values(), (usual.recipe, random, longer.recipe, tpe), strict=True):
+        for found, recipe in zip(winners.values(), (usual.recipe, random, *longer), strict=True):
             found.append(recipe)
     recipes = [recipe for found in winners.values() for recipe in found] + [made.recipe]
     again = lo.sweep(made.model, recipes, **data, run=replace(made.run, seed=APART * repeats), seeds=SEEDS)
@@ -58,12 +61,14 @@ def measured(name, repeats, minutes):
     for i, what in enumerate(winners):
         mine = np.nan_to_num(losses[i * repeats : (i + 1) * repeats], nan=np.inf)
         middle[what] = np.median(mine)
-        print(f"  {what:16} {middle[what]:.4f} ({mine.min():.4f} to {mine.max():.4f})")
+        print(f"  {what:16} {middle[what]:.4f} ({mine.min():.4f} to {mine.max():.4f}), mean {mine.mean():.4f}")
     print(f"  {'as given':16} {losses[-1]:.4f}")
-    usual, random, longer, tpe = middle.values()
-    begun, ended = np.mean(trials, 0)
+    usual, random, *others = middle.values()
     print(f"  tuned / random {usual / random:.3f} in {np.mean(shares):.3f} of their lane-steps")
-    print(f"  tuned / TPE {longer / tpe:.3f} in {seconds:.0f} s; TPE's trials {begun:.0f}, {ended:.0f} of them to the end")
+    if minutes:
+        longer, tpe = others
+        begun, ended = np.mean(trials, 0)
+        print(f"  tuned / TPE {longer / tpe:.3f} in {seconds:.0f} s; TPE's trials {begun:.0f}, {ended:.0f} of them to the end")
     print(flush=True)
 
 
