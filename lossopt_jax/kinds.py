@@ -129,7 +129,8 @@ def label_facts(kind: str, y: np.ndarray) -> list[str]:
         are = " and ".join(names) if two else listed(names)
         seen.append(f"the labels are {are}, and the loss wants {codes(len(values))}: {how} has them so")
     if kind == "binary_rare" and counts[0] < counts[1]:
-        seen.append(f"the rare class is {names[0]}, so pos_weight is below 1 and weighs the common one down; or swap the labels")
+        rare = "rare" if counts[0] < RARE * len(y) else "rarer"
+        seen.append(f"the {rare} class is {names[0]}, so pos_weight is below 1 and weighs the common one down; or swap the labels")
     return seen
 
 
