@@ -20,7 +20,8 @@ CAP = 0.5
 WIDTH = 0.25
 TOLERANCE = 0.05  # what counts as just as good
 FEW_STEPS = 10  # with fewer the last two of five parts are a step each, whose difference is the batches'
-HARDLY = 0.03, 10.0  # of the start, what the held-out loss falls by, and how many times that the training loss: initial outputs settle
+# Of the start, what the held-out loss falls by, and how many times that the training loss: initial outputs settle.
+HARDLY = ((0.0, -math.inf), (0.01, 4.0), (0.03, 10.0))
 ALIKE = 0.05  # by which losses before a failure differ at most, of the largest, where the rate has not made them
 STILL_FALLING = 0.05  # of all that was gained, gained in the last fifth: an exponential decay that has 6 % left
 
@@ -220,6 +221,13 @@ def _start(training: np.ndarray) -> float:
     return float(first[np.isfinite(first)].mean()) if np.isfinite(first).any() else math.nan
 
 
+def _noise(training: np.ndarray) -> float:
+    """The standard deviation of the mean over seeds of one batch's loss, from the median change between steps at the lowest rate."""
+    changes = np.abs(np.diff(training[0], axis=-1))
+    changes = changes[np.isfinite(changes)]
+    return 1.4826 * float(np.median(changes)) / math.sqrt(2 * training.shape[1]) if changes.size else 0.0
+
+
 def _last(training: np.ndarray, share: int, back: int = 0) -> np.ndarray:
     """Mean loss of the last `share`-th of the steps, or of that part `back` parts earlier: [..., steps] -> [...]."""
     steps = training.shape[-1]
@@ -266,16 +274,19 @@ def _verdicts(
     final = _last(training, 5).mean(1)
     final, before = np.where(ended, final, np.inf), np.where(ended, _last(training, 5, back=1).mean(1), np.inf)
     # The lowest rate has seen the same batches, so the difference to it is not their noise.
-    gained = max(min(final[0], start) - final.min() if ended[0] else 0.0, (start - final.min()) - 0.1 * abs(start))
+    # Where the first batch was an easy one it ends above where it began, by up to two deviations of such a batch.
+    noise = _noise(training) if steps >= FEW_STEPS else 0.0
+    began = max(start, final[0]) if final[0] <= start + 2 * noise else start
+    gained = max(min(final[0], began) - final.min() if ended[0] else 0.0, (start - final.min()) - 0.1 * abs(start))
     if gained <= 0.01 * abs(start):
         what = f"no rate learns anything in {steps} steps"
-        if final[0] > start + 0.1 * abs(start):
+        if final[0] > start + max(0.1 * abs(start), 2 * noise):
             return {"nothing_learnt": f"{what}, and the lowest, {short(rates[0])}, ends far above where it began: lower low"}
         return {"nothing_learnt": f"{what}: try more steps, raise high, or look at the model, the loss and the data"}
     if held_out:
-        held, ends = start - losses[at].mean() - 0.1 * abs(start), start - final.min()
+        held, ends = start - losses[at].mean() - 0.1 * abs(start), began - final.min()
         held = max(held, losses[0].mean() - losses[at].mean()) if ended[0] else held
-        if held <= 0.01 * abs(start) or (held <= HARDLY[0] * abs(start) and ends > HARDLY[1] * held):
+        if any(held <= fall * abs(start) and ends > times * held for fall, times in HARDLY):
             what = f"nothing is learnt that holds: the held-out loss falls by {max(held, 0):.2g} at most, the training loss by {ends:.2g}"
             return {"nothing_held_out": f"{what}: look at the data and the labels, or at a model that only memorises them"}
     found = {}
@@ -283,7 +294,7 @@ def _verdicts(
         found["range_too_high"] = f"the best rate is the lowest tried, {short(rates[0])}: lower low"
     if at == len(rates) - 1:
         found["range_too_low"] = f"the best rate is the highest tried, {short(rates[-1])}: raise high"
-    drop = (before[at] - final[at]) / max(start - final[at], np.finfo(float).tiny)
+    drop = (before[at] - final[at]) / max(began - final[at], np.finfo(float).tiny)
     if steps < FEW_STEPS:
         found["budget_too_short"] = f"{steps} steps are too few to judge a rate by: with more a lower one may do better"
     elif drop > STILL_FALLING:

@@ -380,6 +380,20 @@ def test_a_held_out_loss_that_learns_nothing_has_no_rate(found):
     assert math.isfinite(longer.suggested)  # as `tune` looks, before a longer run
 
 
+def test_a_weak_signal_after_an_easy_first_batch_is_learnt(found):
+    """Losses about 1 whose batches differ by 0.2, the first of them 0.7; the best rate learns a twentieth, at once."""
+    bowl = np.minimum(0.1 * np.arange(-20, 20)[:, None] ** 2, 1.0)
+    batches = np.where(np.arange(40) == 0, -0.3, np.where(np.arange(40) % 2, 0.2, -0.2))[None]
+    weak = planted(found, 1 - 0.05 * (1 - bowl) * (np.arange(40) > 0) + batches, held_out=0.95 + 0.05 * bowl[:, 0])
+    assert weak.verdicts == {}
+    assert weak.suggested == found.rates[20]
+    assert planted(found, np.ones((40, 40)) + batches).verdicts.keys() == {"nothing_learnt"}
+    # A held-out loss that falls by little where the training loss falls by little more.
+    for learnt, kinds in ((0.02, set()), (0.2, {"nothing_held_out"})):
+        training = 1 - learnt * (1 - bowl) * (np.arange(40) > 0)
+        assert planted(found, training, held_out=0.992 + 0.008 * bowl[:, 0]).verdicts.keys() == kinds
+
+
 def test_a_range_test_says_what_is_wrong_with_it():
     def test_of(train=ONES, which=None, steps=100, **range_):
         return lr_range_test(QUADRATIC, which or recipe(), train=train, run=lo.Run(steps=steps, batch_size=8), **range_)
