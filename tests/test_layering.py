@@ -9,8 +9,8 @@ PACKAGE = Path(lossopt_jax.__file__).parent
 # Each room may import the rooms of the rows above it, and nothing else of the package.
 LAYERS = [
     {"_types"},
-    {"reduce", "hosts", "products"},
-    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "kinds", "measured", "watch"},
+    {"reduce", "hosts", "kinds", "products"},
+    {"losses", "optimizers", "schedules", "models", "data", "recipe", "checkpoint", "domains", "measured", "watch"},
     {"combine", "plain", "step"},
     {"loop"},
     {"train"},
