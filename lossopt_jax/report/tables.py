@@ -24,20 +24,23 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], lim
     """The first `limit` trials of `rows`, best first: rank, the swept numbers, final losses and accuracy; ± is over seeds.
 
     Two rows below say where the best lies between the ends of each range. More than four swept numbers are there at the price of the
-    train loss. Where that is wider than `width`, numbers are written shorter (1.06e-5) and names broken: six fit 80 columns.
+    train loss. Where that is wider than `width`, ranges and spreads are broken, then numbers written shorter (1.06e-5) and names broken
+    too: six fit 80 columns.
     """
-    wide = _sweep_table(rows, space, limit, width, tight=False)
     console = Console(width=1000, file=io.StringIO())
-    return wide if Measurement.get(console, console.options, wide).maximum <= width else _sweep_table(rows, space, limit, width, tight=True)
+    for narrow, tight in ((False, False), (True, False), (True, True)):
+        table = _sweep_table(rows, space, limit, narrow, tight)
+        if Measurement.get(console, console.options, table).maximum <= width:
+            break
+    return table
 
 
-def _sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], limit: int, width: int, *, tight: bool) -> Table:
+def _sweep_table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], limit: int, narrow: bool, tight: bool) -> Table:
     shown, failed = rows[:limit], sum(row["status"] == "diverged" for row in rows)
     title = f"the best {len(shown)} of {len(rows)} recipes" if len(shown) < len(rows) else f"{len(rows)} recipes, best first"
     stopped = sum(row["status"] == "stopped" for row in rows)
     title += (f"; {stopped} stopped early" if stopped else "") + (f"; {failed} diverged" if failed else "")
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    narrow = len(space) > 3 or width < 96
     table.collapse_padding = narrow
     table.add_column("#", justify="right", no_wrap=True)
     fits: dict[str, Any] = {"justify": "right", "overflow": "fold"} if tight else {"justify": "right", "no_wrap": True}
