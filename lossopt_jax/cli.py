@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -238,10 +238,15 @@ def tune(
         prepare_jax()
         from . import config as configs
         from .recipe import numbers
+        from .recommend import completed
         from .report import folder, progress, tuning
         from .tune import Stage, tune
 
-        experiment = configs.load(config, [*_recommended(config, set_ or ()), *(set_ or ())])
+        given = configs.read(config, set_ or ())
+        tables, added = completed(given, configs.task_of)
+        if added:
+            typer.echo(f"not in {config}, so as lossopt recommend has it for {added}")
+        experiment = configs.experiment(tables)
         swept = {} if experiment.trials is None else experiment.trials.space
         known = numbers(experiment.recipe)
         budget = {"--lane-steps": lane_steps, "--minutes": minutes}
@@ -466,46 +471,6 @@ def _wrote(folder: Path) -> str | None:
     with suppress(OSError, ValueError, AttributeError):
         return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("what")
     return None
-
-
-def _recommended(config: Path, overrides: Sequence[str]) -> list[str]:
-    """What a config with data lacks to be trained, as overrides: the model, loss, optimizer and schedule that `recommend` has for it."""
-    import tomllib
-
-    from .config.experiments import _override
-    from .config.parts import task_of
-    from .recommend import recommend
-
-    try:
-        tables = tomllib.loads(config.read_text(encoding="utf-8"))
-        for change in overrides:
-            _override(tables, change)
-    except (OSError, ValueError):  # which `load` names
-        return []
-    missing = [part for part in ("model", "loss", "optimizer", "schedule") if part not in tables]
-    data, run, model = (tables.get(name, {}) for name in ("data", "run", "model"))
-    if not missing or not all(isinstance(table, dict) for table in (data, run, model)) or not data:
-        return []
-    of = dict(zip(("inputs", "targets"), task_of(data).train, strict=True)) | {"family": model.get("name")}
-    found = recommend("counts" if data.get("kind") == "counts" else None, **of)
-    if data.get("kind") == "classes" and found.kind in ("counts", "regression", "regression_outliers"):  # by their frequencies
-        found = recommend("multiclass", **of)
-    steps = run.get("steps", 500)
-    parts = {"model": {"name": found.family}} | found.tables(steps if isinstance(steps, int) else 500)
-    names = ", ".join(f"{part} {parts[part]['name']}" for part in missing)
-    typer.echo(f"not in {config}, so as lossopt recommend has it for {found.kind}, {found.family}: {names}")
-    if "optimizer" in missing and "clip_norm" in parts and "clip_norm" not in tables:
-        missing.append("clip_norm")
-    return [f"{part}={_toml(parts[part])}" for part in missing]
-
-
-def _toml(value: Any) -> str:
-    """A number, a text, a list of them or a table of these, in one line of TOML."""
-    import json
-
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
-    return json.dumps(value)
 
 
 def _shown(default: Any) -> str:

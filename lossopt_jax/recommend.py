@@ -1,6 +1,6 @@
 """Which loss, optimizer and schedule for a task: the rules in one table each, with their reasons, sources and the runs behind them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -405,3 +405,25 @@ def recommend_csv(path: str, target: str, kind: str | None = None, family: str |
         found = replace(found, facts=(*found.facts, f"coded {codes(len(shown))}, here and by the config: {listed(shown)}"))
     sort = "counts" if found.kind == "counts" else "regression" if found.kind.startswith("regression") else "classes"
     return found, {"name": "csv", "path": path, "target": target, "kind": sort}
+
+
+def completed(config: Mapping[str, Any], task_of: Callable[[Mapping[str, Any]], Any]) -> tuple[dict[str, Any], str]:
+    """The tables of a config with the model, loss, optimizer and schedule that it lacks, as recommended for its data; and what was added.
+
+    task_of: gives the task of the [data] table. A config that lacks nothing, or has no data to go by, stays as it is, and "" was added.
+    """
+    missing = [part for part in ("model", "loss", "optimizer", "schedule") if part not in config]
+    data, run, model = (config.get(name, {}) for name in ("data", "run", "model"))
+    if not missing or not all(isinstance(table, Mapping) for table in (data, run, model)) or not data:
+        return dict(config), ""
+    inputs, targets = task_of(data).train
+    of = {"inputs": inputs, "targets": targets, "family": model.get("name")}
+    found = recommend("counts" if data.get("kind") == "counts" else None, **of)
+    if data.get("kind") == "classes" and found.kind in ("counts", "regression", "regression_outliers"):  # by their frequencies
+        found = recommend("multiclass", **of)
+    steps = run.get("steps", 500)
+    parts = {"model": {"name": found.family}} | found.tables(steps if isinstance(steps, int) else 500)
+    names = ", ".join(f"{part} {parts[part]['name']}" for part in missing)
+    if "optimizer" in missing and "clip_norm" in parts and "clip_norm" not in config:
+        missing.append("clip_norm")
+    return dict(config) | {part: parts[part] for part in missing}, f"{found.kind}, {found.family}: {names}"

@@ -55,6 +55,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = True)
 
     Raises ConfigError for anything that is not valid, naming the key, what was given and what is valid.
     """
+    config = read(path, overrides)
+    if not sweep:
+        config.pop("sweep", None)
+    return experiment(config)
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a TOML file with overrides applied, by the file's name unless it has one; what they hold is checked by `experiment`."""
     path = Path(path)
     try:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -66,9 +74,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, sweep: bool = True)
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
         _override(config, override)
-    if not sweep:
-        config.pop("sweep", None)
-    return experiment({"name": path.stem, **config})
+    return {"name": path.stem, **config}
 
 
 def experiment(config: Mapping[str, Any]) -> Experiment:
