@@ -108,7 +108,7 @@ def sweep(
         rounds = 1 if asked is None else asked.rounds
         count = len(trials) * rounds
         lanes = count * seeds
-        layout = checked_plan(configs.parse_plan(plan)) if plan else None
+        layout = None if plan is None else checked_plan(configs.parse_plan(plan))
         if join and (out is None or overwrite):
             raise configs.ConfigError("--join needs the --out that all processes share, without --overwrite")
         if join and (stop is not None or asked is not None):

@@ -254,6 +254,7 @@ def test_a_range_test_has_no_run_to_diagnose_and_says_what_is_wrong(tmp_path, lo
     done = lossopt("find-lr", DIGITS, "--range-test", "--steps", "60", "--high", "1e-6", "--out", "here")
     assert done.returncode == 0, done.stderr
     assert "note: the loss does not fall at any rate: raise high" in done.stdout
+    assert "nothing_learnt" in json.loads((tmp_path / "here" / "summary.json").read_text())["verdicts"]
     failed = lossopt("diagnose", "here")
     assert failed.returncode == 2
     assert "here is of a range test, whose rate grows until it fails" in failed.stderr
@@ -265,6 +266,7 @@ def test_a_range_test_has_no_run_to_diagnose_and_says_what_is_wrong(tmp_path, lo
         (["sweep", "none.toml"], 2, "cannot read the config none.toml"),
         (["sweep", DIGITS, "--set", "schedule.peek=1"], 2, "did you mean 'peak'"),
         (["sweep", DIGITS, "--plan", "devices=99,width=1"], 2, "devices must be 1 to"),
+        (["sweep", DIGITS, "--plan", ""], 2, "--plan must read devices=N,width=N, got ''"),
         (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
         (["find-lr", DIGITS, "--low", "3", "--high", "2"], 2, "high must be above low"),
         (["find-lr", DIGITS, "--range-test", "--steps", "1"], 2, "run.steps must be at least 2"),

@@ -66,7 +66,8 @@ def write_range_test(place: Path, experiment: Any, test: Any, line: str) -> None
     results.write_config(place, experiment.resolved)
     columns = zip(test.rates, test.losses, test.smoothed, strict=True)
     folder.write_csv(place / "rates.csv", [{"learning_rate": rate, "loss": loss, "smoothed": mean} for rate, loss, mean in columns])
-    summary = {"valley": test.valley, "steep": test.steep, "config_line": line, "low": test.low, "high": test.high, "steps": test.steps}
+    summary = {"valley": test.valley, "steep": test.steep, "config_line": line, "verdicts": test.verdicts}
+    summary |= {"low": test.low, "high": test.high, "steps": test.steps}
     folder.write_json(place / "summary.json", results._head(place, experiment, "range-test") | summary | results._machine())
     lr_plot.write_range_test(place / "range_test.png", test, title=line)
 

@@ -53,7 +53,7 @@ def finding_figure(finding: Any, *, title: str = "") -> "Figure":
 def range_test_figure(test: Any, *, title: str = "") -> "Figure":
     """The loss of every step against the rate it was taken at, its running mean, fastai's valley starred and its steep marked."""
     found = np.isfinite(test.valley)
-    figure = plots._figure(9.2, 5.2, f"Learning rate {test.valley:.2g}   ({title})" if found else "No learning rate to suggest")
+    figure = plots._figure(9.2, 5.2, _found(test.valley, title) if found else "No learning rate to suggest")
     axis = figure.add_subplot()
     axis.set_xscale("log")
     axis.set_xlim(test.low, test.high)
@@ -89,7 +89,11 @@ def write_finding(path: str | Path, *args: Any, **kwargs: Any) -> None:
 def _title(finding: Any) -> str:
     if not np.isfinite(finding.suggested):
         return "No learning rate to suggest"
-    return f"Learning rate {finding.suggested:.2g}   ({finding.config_line})"
+    return _found(finding.suggested, finding.config_line)
+
+
+def _found(rate: float, config_line: str) -> str:
+    return f"Learning rate {rate:.2g}   ({config_line.partition('  #')[0]})"
 
 
 def _subtitle(finding: Any, seeds: int) -> str:
