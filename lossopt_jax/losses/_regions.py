@@ -10,7 +10,7 @@ from jax import lax
 
 from .._types import Scalar, as_array, check_same_shape, to_float32
 from ._labels import binary_targets, class_targets, is_labels, signed
-from ._stable import hot, sigmoid_pair, softmax_pair
+from ._stable import hot, softmax_pair
 
 FEW_CLASSES = 64  # up to which a product of classes x classes a pixel is cheaper than three sums over arrays of the logits' size
 
@@ -275,8 +275,11 @@ def _from_confusion(regions: Regions) -> RegionStatistics:
 
 @jax.custom_jvp
 def sigmoid_pair_of(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(p, 1 - p) for p = sigmoid(x); its tangent is p (1 - p), with nothing to cancel."""
-    return sigmoid_pair(x)
+    """(p, 1 - p) for p = sigmoid(x); its tangent is p (1 - p), with nothing to cancel.
+
+    By two exponentials, not by the one of `sigmoid_pair`, which pays where a value takes it too: XLA does not sum up a choice as it goes.
+    """
+    return 1 / (1 + jnp.exp(-x)), 1 / (1 + jnp.exp(x))
 
 
 @sigmoid_pair_of.defjvp
