@@ -99,15 +99,25 @@ def common_metric(entries: Sequence[Entry]) -> tuple[str | None, str | None]:
     alive = [entry for entry in entries if entry.metrics]
     if not alive:
         return None, "nothing to compare: every run diverged"
-    losses = {entry.name: {key: value for key, value in entry.config.items() if key.startswith("loss.")} for entry in alive}
+    losses = {entry.name: _table(entry, "loss") for entry in alive}
     unsaid = [entry.name for entry in alive if not (entry.config.get("data.name") and losses[entry.name])]
     note = f"{', '.join(unsaid)}: the folder does not say what data or loss it was; this holds if they were the same" if unsaid else None
     stated = [loss for loss in losses.values() if loss]
+    own = f"held_out_{alive[0].config.get('metric.name')}"
+    if all(own in entry.metrics and _table(entry, "metric") == _table(alive[0], "metric") for entry in alive):
+        return own, note
     if all(loss == stated[0] for loss in stated[1:]):
         return ("held_out_loss" if all("held_out_loss" in entry.metrics for entry in alive) else "train_loss"), note
     if all("held_out_accuracy" in entry.metrics for entry in alive):
         return "held_out_accuracy", note or "the losses differ, and so cannot be compared with each other: compared by accuracy"
-    return None, "values of different losses cannot be compared, and there is no accuracy to compare by"
+    return (
+        None,
+        "values of different losses cannot be compared, and there is no accuracy to compare by: give their configs one [metric]",
+    )
+
+
+def _table(entry: Entry, table: str) -> dict[str, Any]:
+    return {key: value for key, value in entry.config.items() if key.startswith(f"{table}.")}
 
 
 def verdicts(entries: Sequence[Entry], metric: str) -> list[str]:

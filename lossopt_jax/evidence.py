@@ -133,12 +133,6 @@ def evidence(
 Rival = tuple[tuple[int, str], str]  # the place of the loss, the optimizer, the schedule
 
 
-class Evaluated(NamedTuple):
-    """What a model gives when it is evaluated, so that a loss can be told from the metric."""
-
-    outputs: Any
-
-
 class _Arena(NamedTuple):
     """What all lanes of a task share. room: lanes that each program has places for, so that both stages run the same ones."""
 
@@ -147,7 +141,7 @@ class _Arena(NamedTuple):
     train: Any
     evaluate: Any
     base: Run
-    judged: list[Bound]
+    losses: list[Bound]
     room: int
     seeds: int
     plan: LanePlan
@@ -159,12 +153,12 @@ class _Arena(NamedTuple):
         made = [experiment({"data": {"name": contest.data}, "model": contest.model, "loss": loss, **parts}) for loss in contest.losses]
         x, y = made[0].task.evaluate
         held_out = (x, y, (1 / np.bincount(y)[y]).astype(np.float32)) if contest.balanced else (x, y)
-        judged = [_judged(one.recipe.loss, METRICS[contest.metric]) for one in made]
+        bound = [one.recipe.loss for one in made]
         room = len(SCHEDULES) * max(-(-contest.rates // seeds), 2)
-        model, train = _marked(made[0].model), made[0].task.train
+        model, train = made[0].model, made[0].task.train
         # Not measured: that compiles a program for each width that it tries, and the lanes of a contest are few.
         plan = default_plan(model, train[0], contest.batch_size, room * seeds) if plan is None else plan
-        return cls(contest, model, train, held_out, made[0].run, judged, room, seeds, plan)
+        return cls(contest, model, train, held_out, made[0].run, bound, room, seeds, plan)
 
     def run(self, lanes: Sequence[tuple[Rival, float]], seed: int, seeds: int, on_stage: Callable[[int, int], Callbacks]) -> Swept:
         trials = Trials(tuple(self.recipe(who, rate) for who, rate in lanes), {})
@@ -175,13 +169,14 @@ class _Arena(NamedTuple):
 
     def recipe(self, who: Rival, rate: float) -> Recipe:
         """All schedules are one function under different numbers, so one program: a cosine that falls to its peak is a constant."""
-        (loss, optimizer), schedule = who
+        (loss, optimizer), shape = who
         total = self.contest.steps
-        shape = {"warmup": WARMUP * total * (schedule == "warmup_cosine"), "floor": rate * (schedule == "constant")}
+        numbers = {"warmup": WARMUP * total * (shape == "warmup_cosine"), "floor": rate * (shape == "constant")}
         decay = {"weight_decay": 1e-2} if optimizer == "adamw" else {}
         clip_norm = None if self.contest.clip_norm is None else np.float32(self.contest.clip_norm)
         bound = bind(getattr(optimizers, optimizer), **decay)
-        return Recipe(self.judged[loss], bound, bind(schedules.warmup_cosine, peak=rate, total=total, **shape), clip_norm=clip_norm)
+        schedule = bind(schedules.warmup_cosine, peak=rate, total=total, **numbers)
+        return Recipe(self.losses[loss], bound, schedule, clip_norm, bind(METRICS[self.contest.metric]))
 
 
 def _combined(contest: Contest) -> list[tuple[int, str]]:
@@ -190,23 +185,6 @@ def _combined(contest: Contest) -> list[tuple[int, str]]:
 
 def _rates(contest: Contest, optimizer: str) -> list[float]:
     return [USUAL[optimizer] * STEP ** (k + 1 - contest.rates // 2) for k in range(contest.rates)]
-
-
-def _marked(model: Model) -> Model:
-    def apply(params: Any, model_state: Any, inputs: Any, *, key: jax.Array, train: bool) -> tuple[Any, Any]:
-        outputs, model_state = model.apply(params, model_state, inputs, key=key, train=train)
-        return (outputs if train else Evaluated(outputs)), model_state
-
-    return Model(model.init, apply)
-
-
-def _judged(loss: Bound, metric: Callable[[jax.Array, jax.Array], jax.Array]) -> Bound:
-    """The loss in training, and of held-out data the metric that all losses share."""
-
-    def judged(outputs: Any, targets: jax.Array) -> jax.Array:
-        return metric(outputs.outputs, targets) if isinstance(outputs, Evaluated) else loss(outputs, targets)
-
-    return bind(judged)
 
 
 def _error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -230,15 +208,20 @@ METRICS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
+def _judged(swept: Swept) -> np.ndarray:
+    """The metric of the contest, [lanes, evaluations]."""
+    return swept.evaluations[str(swept.trials.recipes[0].metric_name)]
+
+
 def _ends(swept: Swept) -> np.ndarray:
-    values = swept.evaluations["loss"][:, -1]
+    values = _judged(swept)[:, -1]
     return np.where(np.isfinite(values), values, np.inf)
 
 
 def _rows(name: str, contest: Contest, lanes: Sequence[tuple[Rival, float]], swept: Swept) -> list[Row]:
     """A row for each trial; of one whose best rate is the usual one, two that agree."""
     seeds, looks = swept.seeds, swept.evaluation_steps
-    curves = swept.evaluations["loss"].reshape(len(lanes), seeds, -1)
+    curves = _judged(swept).reshape(len(lanes), seeds, -1)
     means = np.where(np.isfinite(curves).all(1), curves.mean(1), np.inf)
     target = float(np.median(means[::2, -1]))
     rows = []

@@ -112,12 +112,20 @@ class Recipe(NamedTuple):
     schedule: step -> learning rate.
     clip_norm: gradients whose global norm is above it are scaled down to it (Pascanu et al. 2013, arXiv:1211.5063);
         a number or a bound schedule of it, or None for no clipping (structure).
+    metric: a bound loss that held-out data is judged by beside its own, and trials ranked by, such as bind(losses.mae): it makes recipes
+        of different losses comparable. None (structure) for the loss itself, or the accuracy of classes.
     """
 
     loss: Bound
     optimizer: Bound
     schedule: Bound
     clip_norm: Any = None
+    metric: Bound | None = None
+
+    @property
+    def metric_name(self) -> str | None:
+        """What the metric is called: its function's name; None without one."""
+        return None if self.metric is None else _name(self.metric.fn)
 
 
 class Parameter(NamedTuple):

@@ -76,7 +76,8 @@ def train_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) ->
 
 
 def eval_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) -> dict[str, Total]:
-    """Additive pairs of the held-out metrics of one batch: "loss", and "accuracy" where the targets are integer labels.
+    """Additive pairs of the held-out metrics of one batch: "loss", the recipe's own metric by its name if it has one, and "accuracy"
+    where the targets are integer labels.
 
     Labels are classes of the outputs' last axis, or, for a loss named binary, hinge or sigmoid, 0 or 1 (-1 or 1) of the outputs' shape.
     """
@@ -84,6 +85,8 @@ def eval_step(model: Model, recipe: Recipe, state: TrainState, batch: Batch) -> 
     outputs, _ = model.apply(state.params, state.model_state, inputs, key=state.key, train=False)
     loss = recipe.loss.at(state.step)
     totals = {"loss": loss_total(loss, outputs, targets, weights)}
+    if recipe.metric is not None and recipe.metric_name is not None:
+        totals[recipe.metric_name] = loss_total(recipe.metric.at(state.step), outputs, targets, weights)
     hits = _hits(loss, outputs, targets)
     return totals if hits is None else {**totals, "accuracy": hits_total(hits, own_weights(loss, targets), weights)}
 
@@ -125,3 +128,7 @@ def check_recipe(recipe: Recipe) -> None:
         part = getattr(recipe, name)
         if not isinstance(part, Bound):
             raise TypeError(f"recipe.{name} must be bound: lo.bind(...), got {part!r}")
+    if recipe.metric is not None and not isinstance(recipe.metric, Bound):
+        raise TypeError(f"recipe.metric must be bound, such as lo.bind(lo.losses.mae), or None, got {recipe.metric!r}")
+    if recipe.metric_name == "loss" or str(recipe.metric_name).endswith("accuracy"):
+        raise ValueError(f"recipe.metric: of a metric less is better, and the name {recipe.metric_name!r} is taken: name it as an error")

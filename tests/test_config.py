@@ -54,6 +54,20 @@ def test_overrides_reach_every_table():
     assert made.name == "mine"
 
 
+def test_a_metric_is_a_loss_by_name_that_only_held_out_data_sees():
+    made = load(DIGITS, ["metric.name=focal", "metric.gamma=1.0"])
+    assert made.recipe.metric == lo.bind(lo.losses.focal, gamma=1.0)
+    assert made.resolved["metric"]["gamma"] == 1.0
+    assert experiment(tomllib.loads(tomli_w.dumps(made.resolved))).recipe == made.recipe
+    assert made.resolved_with(made.recipe)["metric"] == made.resolved["metric"]
+    with pytest.raises(ConfigError, match=r"metric\.name = 'focl' is unknown; did you mean 'focal'"):
+        load(DIGITS, ["metric.name=focl"])
+    with pytest.raises(ConfigError, match="metric must be a table, got 'mae'"):
+        load(DIGITS, ["metric=mae"])
+    with pytest.raises(ConfigError, match=r"sweep\.space\.metric.* cannot be swept: all recipes are judged by the one"):
+        load(DIGITS, ["metric.name=focal", "sweep.space.metric.gamma={uniform=[0, 2]}"])
+
+
 def test_numbers_may_follow_schedules_and_parts_may_nest():
     falling = 'optimizer={name="adamw", weight_decay={name="linear", init=0.1}}'
     made = load(DIGITS, [falling], sweep=False)

@@ -415,7 +415,7 @@ def test_trials_of_different_losses_are_not_said_to_be_ranked(tmp_path, monkeypa
     recipes = tuple(lo.with_numbers(huber, {"loss.delta": rate, "schedule.value": rate}) for rate in rates)
     swept = made_up(lo.Trials(recipes, {"loss.delta": lo.uniform(1e-3, 1e-1), "schedule.value": lo.uniform(1e-3, 1e-1)}), 1 - rates)
     words = (
-        "loss.delta is swept: values of different losses cannot be compared, and there is no accuracy to rank by; leave the loss as it is"
+        "loss.delta is swept: values of different losses cannot be compared, and there is no accuracy to rank by; give the recipe a metric"
     )
     assert swept.incomparable().startswith(words)
     assert repr(swept).endswith("; of different losses, see incomparable())")
@@ -586,6 +586,59 @@ def test_runs_of_other_tasks_or_losses_are_not_compared_by_loss(tmp_path, monkey
     assert "does not say what data or loss it was" in lines[0]
     with pytest.raises(ValueError, match="at least two folders, got 1"):
         compare([one])
+
+
+def test_recipes_of_different_losses_are_ranked_by_the_metric_that_they_share(tmp_path, monkeypatch):
+    no_pictures(monkeypatch)
+    losses = [lo.bind(lo.losses.mse), lo.bind(lo.losses.mae), lo.bind(lo.losses.huber, delta=0.1)]
+    y = 3 * X + np.float32(5) * (np.arange(len(X)) % 7 == 0)[:, None].astype(np.float32)
+    base = RECIPE._replace(metric=lo.bind(lo.losses.mae))
+    trials = lo.sample(base, {"loss": lo.choice(losses), "schedule.value": lo.log_uniform(1e-3, 1.0)}, count=8)
+    run = lo.Run(steps=40, batch_size=16)
+    swept = lo.sweep(MODEL, trials, train=(X, y), evaluate=(X, y), run=run)
+    assert swept.default_metric() == "held_out_mae"
+    assert swept.incomparable() is None
+    for trial in range(len(trials)):  # each lane's own outputs, by the definition
+        outputs = MODEL.apply(swept.state(trial).params, {}, X, key=jax.random.key(0), train=False)[0]
+        assert swept.evaluation["mae"][trial] == pytest.approx(np.abs(np.asarray(outputs, np.float64) - y).mean(), rel=1e-5)
+    assert swept.best_trial() == np.argmin(swept.evaluation["mae"])
+    assert {"held_out_loss", "held_out_mae", "best_held_out_mae"} <= swept.table()[0].keys()
+    back = lo.load(lo.save(swept, tmp_path / "swept"))
+    assert back == swept
+    assert back.trials.recipes[0].metric == base.metric
+    stopped = lo.sweep(MODEL, trials, train=(X, y), evaluate=(X, y), run=run, stop=lo.halving(reduction=2, rungs=2))
+    # Half of them go on past the half of the run: those with the least metric there, whatever their losses say.
+    half = lo.sweep(MODEL, trials, train=(X, y), evaluate=(X, y), run=dataclasses.replace(run, steps=stopped.stopped_at.max()))
+    kept = np.flatnonzero(stopped.stopped_at < 0)
+    assert set(kept) == set(np.argsort(half.evaluation["mae"])[: len(kept)])
+    with pytest.raises(ValueError, match="all recipes must have the same metric"):
+        lo.Trials((base, RECIPE), {})
+    with pytest.raises(ValueError, match="all recipes must have the same metric"):
+        lo.sample(base._replace(metric=losses[2]), {"metric.delta": lo.uniform(0.1, 1.0)}, count=2)
+    with pytest.raises(TypeError, match=r"recipe\.metric must be bound"):
+        lo.fit(MODEL, base._replace(metric=lo.losses.mae), train=(X, y), run=run)
+
+    def accuracy(outputs, targets):
+        return (outputs == targets).astype(np.float32)
+
+    with pytest.raises(ValueError, match="of a metric less is better, and the name 'accuracy' is taken"):
+        lo.fit(MODEL, base._replace(metric=lo.bind(accuracy)), train=(X, y), run=run)
+
+
+def test_runs_of_different_losses_are_compared_by_the_metric_of_their_configs(tmp_path, monkeypatch):
+    no_pictures(monkeypatch)
+    table = {"data": {"name": "diabetes"}, "model": {"name": "mlp"}, "optimizer": {"name": "adam"}}
+    table |= {"schedule": {"name": "constant", "value": 0.01}, "run": {"steps": 20, "batch_size": 32}}
+    for name, loss, metric in (("a", "mse", "mae"), ("b", "huber", "mae"), ("c", "huber", "log_cosh")):
+        made = config.experiment(table | {"loss": {"name": loss}, "metric": {"name": metric}})
+        (tmp_path / name).mkdir()
+        fitted = lo.fit(made.model, made.recipe, train=made.task.train, evaluate=made.task.evaluate, run=made.run)
+        results.write_run(tmp_path / name, made, fitted)
+    found = compare([tmp_path / "a", tmp_path / "b"])
+    assert found.metric == "held_out_mae"
+    assert "held-out mae" in found.lines[-1]
+    assert compare([tmp_path / "b", tmp_path / "c"]).metric == "held_out_loss"
+    assert compare([tmp_path / "a", tmp_path / "c"]).metric is None
 
 
 # Disks that fail

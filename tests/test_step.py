@@ -275,6 +275,18 @@ def test_counts_are_not_two_classes():
         assert set(jax.eval_shape(lo.eval_step, model, one, state, counts)) == metrics
 
 
+def test_held_out_data_is_judged_by_the_recipes_own_metric_too():
+    model = lo.Model(lambda key, inputs: ({}, {}), lambda p, s, x, *, key, train: (x, s))
+    batch = lo.Batch(jnp.array([[1.0], [4.0], [9.0]]), jnp.array([[2.0], [2.0], [0.0]]), jnp.array([1.0, 3.0, 0.0]))
+    one = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=1.0))
+    metric = lo.bind(lo.losses.huber, delta=lo.bind(lo.schedules.constant, value=1.0))
+    one = one._replace(metric=metric)
+    metrics = lo.eval_step(model, one, lo.init_state(model, one, jax.random.key(0), batch.inputs), batch)
+    assert metrics.keys() == {"loss", "huber"}
+    assert float(lo.reduce.mean(metrics["loss"])) == (1 + 3 * 4) / 4
+    assert float(lo.reduce.mean(metrics["huber"])) == (0.5 + 3 * 1.5) / 4
+
+
 def test_the_accuracy_is_of_what_a_loss_takes_its_outputs_for():
     model = lo.Model(lambda key, inputs: ({}, {}), lambda p, s, x, *, key, train: (x, s))
     outputs, labels = jnp.array([[3.0, -1.0], [2.0, 1.0], [-1.0, -2.0], [-1.0, 0.5]]), jnp.array([1, 2, 1, 0])

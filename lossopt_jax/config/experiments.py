@@ -19,7 +19,7 @@ from .parts import bound, model_of, plain, required, run_of, tables_of, task_of
 from .space import Search, Structure, check_warmup, stop_of, trials_of
 from .values import ConfigError, check_keys, number
 
-TABLES = ("data", "model", "loss", "optimizer", "schedule", "run", "sweep")
+TABLES = ("data", "model", "loss", "optimizer", "schedule", "metric", "run", "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,8 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
         "optimizer": bound(required(config, "optimizer"), optimizers, "optimizer", run),
         "schedule": bound(required(config, "schedule"), schedules, "schedule", run),
     }
+    if "metric" in config:
+        parts["metric"] = bound(config["metric"], losses, "metric", run)
     clip_norm = config.get("clip_norm")
     recipe = Recipe(**parts, clip_norm=None if clip_norm is None else np.float32(number(clip_norm, "clip_norm", "clip_norm")))
     check_warmup({path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0})

@@ -183,6 +183,8 @@ def _space(table: Mapping[str, Any], recipe: Recipe, run: Run, structure: Struct
     known = numbers(recipe)
     for key, value in table.items():
         path, where = prefix + key, f"sweep.space.{prefix}{key}"
+        if path.partition(".")[0] == "metric":
+            raise ConfigError(f"{where} cannot be swept: all recipes are judged by the one [metric]")
         if path in ROOMS and value == []:
             raise ConfigError(f'{where} must list at least one part, such as {{ name = "{getattr(recipe, path).fn.__name__}" }}, got []')
         if path in ROOMS and isinstance(value, list):

@@ -21,6 +21,8 @@ def caution(text: str | None) -> None:
 
 def metric_for(evaluation: Container[str], trials: Trials) -> str:
     """`Swept.default_metric` of a sweep that has these held-out metrics."""
+    if (own := trials.recipes[0].metric_name) in evaluation:
+        return f"held_out_{own}"
     if "accuracy" in evaluation and (of_the_loss(trials) or trials.losses_differ):
         return "held_out_accuracy"
     return "held_out_loss" if "loss" in evaluation else "train_loss"
@@ -34,11 +36,12 @@ def of_the_loss(trials: Trials) -> list[str]:
 
 def incomparable(evaluation: Container[str], trials: Trials) -> str | None:
     """`Swept.incomparable` of a sweep that has these held-out metrics."""
-    if metric_for(evaluation, trials) in HIGHER_IS_BETTER or not trials.losses_differ:
+    if metric_for(evaluation, trials) not in ("held_out_loss", "train_loss") or not trials.losses_differ:
         return None
     paths = of_the_loss(trials)
     swept = f"{', '.join(paths[:3])} {'are' if len(paths) > 1 else 'is'} swept: " if paths else ""
     return (
         f"{swept}values of different losses cannot be compared, and there is no accuracy to rank by; "
-        "leave the loss as it is, or compare the states by a metric of your own (lo.sweep, swept.state(lane))"
+        'give the recipe a metric that all are judged by on held-out data ([metric] name = "mae", metric=lo.bind(lo.losses.mae)), '
+        "or leave the loss as it is"
     )

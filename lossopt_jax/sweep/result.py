@@ -205,8 +205,9 @@ class Swept:
         return polars.DataFrame({key: polars.Series(key, values, dtype=types[kind]) for key, (kind, values) in columns.items()})
 
     def default_metric(self) -> str:
-        """What trials are ranked by: the held-out loss, or, where numbers of the loss itself are swept so that losses of two trials
-        cannot be compared, the held-out accuracy if there is one; without held-out data the train loss. See `incomparable`."""
+        """What trials are ranked by: the recipe's own metric on held-out data; without one the held-out loss, or, where numbers of the loss
+        itself are swept so that losses of two trials cannot be compared, the held-out accuracy if there is one; without held-out data the
+        train loss. See `incomparable`."""
         return metric_for(self.evaluation, self.trials)
 
     def incomparable(self) -> str | None:

@@ -30,6 +30,11 @@ class Trials:
     space: dict[str, Distribution]
     drawn: tuple[dict[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        metrics = [getattr(recipe, "metric", None) for recipe in self.recipes]
+        if any(metric is not metrics[0] and metric != metrics[0] for metric in metrics):
+            raise ValueError("trials: all recipes must have the same metric, by which they are compared")
+
     def __len__(self) -> int:
         return len(self.recipes)
 
