@@ -216,7 +216,7 @@ def soft_nll(logits: jax.Array, weights: jax.Array) -> jax.Array:
     # The difference is not written as in `top_parts`: XLA would keep what both have in common as an array, as large as the logits.
     below = (weights * (logits + peak)).sum(-1)
     # A weight of 0 makes NaN of a logit of -inf. To choose for each element is a pass of its own, so only where that has happened.
-    below = lax.cond(jnp.isnan(below.sum()), careful, lambda: below)
+    below = lax.cond(jnp.isnan(below).any(), careful, lambda: below)
     return weights.sum(-1) * jnp.log1p(more)[..., 0] - below
 
 
