@@ -109,8 +109,9 @@ def interruptible() -> Iterator[Callable[[Any], None]]:
 
 def prepare_jax() -> None:
     """What JAX reads when it is imported; whatever the user has set stays."""
-    # On CPU each core is then a device that lanes can be spread over.
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    # On CPU each core is then a device that lanes can be spread over. Two at least: for one alone XLA compiles to other last bits.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(max(2, cores)))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         # What a command compiled, the next one of the same structure loads. A machine's own, since the code is for its processor.
         kept = Path(platformdirs.user_cache_dir("lossopt_jax", appauthor=False), f"xla-{platform.node()}")

@@ -55,6 +55,8 @@ def checked(coordinator: str | None, processes: int | None, process: int | None)
 def together(coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
     """This process as one of those of a sweep: process 0 speaks for all, the others say a line when they begin and end."""
     checked(coordinator, processes, process)
+    if processes is not None and processes > 1:
+        print(f"process {process} of {processes}: waits up to {JOINING:.0f} s for all at {coordinator}", flush=True)
     _initialize(coordinator, processes, process)
     import jax
 

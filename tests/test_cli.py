@@ -266,6 +266,7 @@ def test_a_range_test_has_no_run_to_diagnose_and_says_what_is_wrong(tmp_path, lo
         (["sweep", "none.toml"], 2, "cannot read the config none.toml"),
         (["sweep", DIGITS, "--set", "schedule.peek=1"], 2, "did you mean 'peak'"),
         (["sweep", DIGITS, "--plan", "devices=99,width=1"], 2, "devices must be 1 to"),
+        (["sweep", DIGITS, "--plan", "devices=2,width=100000000"], 2, "100000000 lanes side by side take"),
         (["sweep", DIGITS, "--plan", ""], 2, "--plan must read devices=N,width=N, got ''"),
         (["sweep", DIGITS, "--set", "loss.class_weights=[1,2]"], 2, "class_weights"),
         (["find-lr", DIGITS, "--low", "3", "--high", "2"], 2, "high must be above low"),

@@ -641,6 +641,15 @@ def test_runs_of_different_losses_are_compared_by_the_metric_of_their_configs(tm
     assert compare([tmp_path / "a", tmp_path / "c"]).metric is None
 
 
+@pytest.mark.parametrize("name", ["config.toml", "summary.json"])
+def test_what_is_damaged_is_named_where_a_run_is_to_go_on(name, tmp_path):
+    (tmp_path / "config.toml").write_text("name = 'a'")
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / name).write_text('{"name": "a')
+    with pytest.raises(ValueError, match=rf"{name} is damaged \(.*cannot be gone on with; --overwrite it"):
+        results.finished(tmp_path, {"name": "a"}, {"what": "sweep"})
+
+
 # Disks that fail
 
 

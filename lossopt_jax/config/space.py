@@ -122,7 +122,7 @@ def trials_of(
     if drawn["sampler"] == "grid":
         for path, what in space.items():
             ranges = [what] if isinstance(what, Distribution) else [d for part in what.variants for d in part.space.values()]
-            if wrong := [d.kind for d in ranges if isinstance(what, Parts) or d.kind != "choice"]:
+            if wrong := [d.kind for d in ranges if isinstance(what, Parts) or d.kind not in ("choice", "fixed")]:
                 raise ConfigError(f"sweep.space.{path} must be a choice when sweep.sampler is grid, got {wrong[0]}")
         combinations = math.prod(len(d.arguments if isinstance(d, Distribution) else d.variants) for d in space.values())
         if table.get("count", combinations) != combinations:
@@ -239,7 +239,11 @@ def _distribution(value: Any, where: str, key: str) -> Distribution:
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(f"{where}: {error}") from None
     for end in (distribution.low, distribution.high):
-        number(end, where, key)
+        try:
+            number(end, where, key)
+        except ConfigError as error:
+            reached = f"; three deviations from the mean reach {distribution.low:.4g} to {distribution.high:.4g}"
+            raise ConfigError(f"{error}{reached if kind == 'normal' else ''}") from None
     return distribution
 
 

@@ -5,7 +5,7 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -267,13 +267,10 @@ def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any], last:
     begun = place / folder.STATE / "config.toml"
     config = begun if begun.exists() else place / "config.toml"
     if config.exists():
-        try:
-            there, here = _flat(tomllib.loads(config.read_text(encoding="utf-8"))), _flat(asked | resolved)
-        except ValueError as error:
-            raise ValueError(f"{config} is damaged ({error}): what {place} holds cannot be gone on with; --overwrite it") from None
+        there, here = _flat(_read(config, tomllib.loads, place)), _flat(asked | resolved)
         summary = place / "summary.json"
         if config is not begun and summary.exists():
-            known = json.loads(summary.read_text(encoding="utf-8"))
+            known = _read(summary, json.loads, place)
             there |= known.get("asked") or {name: known[key] for name in asked if (key := name.removeprefix("--")) in known}
         elif config is not begun:
             there |= asked
@@ -283,6 +280,13 @@ def finished(place: Path, resolved: dict[str, Any], asked: dict[str, Any], last:
             more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
             raise ValueError(f"{place} holds a run of another config: {shown}{more}. Choose another --out, or --overwrite it")
     return (place / last).exists() and not begun.exists()
+
+
+def _read(file: Path, parsed: Callable[[str], Any], place: Path) -> Any:
+    try:
+        return parsed(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): what {place} holds cannot be gone on with; --overwrite it") from None
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -74,14 +74,20 @@ def by_structure(trials: Trials) -> list[list[int]]:
 
 def lanes_at_once(model: Model, recipe: Recipe, trials: int, seeds: int, data: Batch, plan: LanePlan) -> int:
     """How many lanes of `trials` x `seeds` run in a wave: all, or even parts that take at most half of the free memory at two copies
-    of each lane's state."""
+    of each lane's state. ValueError for a plan whose lanes side by side take more than there is."""
 
     def start(inputs: PyTree) -> PyTree:
         return init_state(model, recipe, jax.random.key(0), inputs)
 
     state = jax.eval_shape(start, jax.tree.map(lambda leaf: leaf[:1], data.inputs))
-    one = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    most = max(1, max(plan.width, int(0.5 * free_bytes() / (2 * one))) * plan.devices // seeds)
+    one = 2 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    free = free_bytes()
+    if plan.width > 1 and plan.width * one > free:
+        raise ValueError(
+            f"plan: the states of {plan.width} lanes side by side take {plan.width * one / 1e9:.3g} GB on a device, of which "
+            f"{free / 1e9:.3g} are free: take a width of at most {max(1, int(0.5 * free / one))}"
+        )
+    most = max(1, max(plan.width, int(0.5 * free / one)) * plan.devices // seeds)
     return -(-trials // -(-trials // most)) * seeds
 
 

@@ -195,7 +195,7 @@ def prepared(
         raise TypeError(f"sweep: stop must be a rule such as lo.halving(), got {stop!r}")
     if stop is not None:
         stop.steps(run.steps)  # a run that is too short for its rungs is an error before anything is compiled
-    if not len(trials) or not isinstance(seeds, int | np.integer) or seeds < 1:
+    if not len(trials) or isinstance(seeds, bool) or not isinstance(seeds, int | np.integer) or seeds < 1:
         raise ValueError(f"sweep needs at least one trial and one seed, got {len(trials)} trials and seeds={seeds!r}")
     if isinstance(stop, Population) and not trials.space:
         raise ValueError("population needs trials of lo.sample or lo.grid: recipes alone do not say what may change within which ends")
