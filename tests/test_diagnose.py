@@ -1,8 +1,12 @@
 """Verdicts against theory (a quadratic), on planted curves, and on what sweeps, runs and folders hold."""
 
+from collections import Counter
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import lossopt_jax as lo
 from lossopt_jax.diagnose.curves import Given, as_lanes, given_of, measure, plain_of
@@ -10,6 +14,7 @@ from lossopt_jax.diagnose.rules import KINDS
 from lossopt_jax.diagnose.targets import constant_loss
 from lossopt_jax.diagnose.verdicts import judged
 
+DIGITS = str(Path(__file__).parents[1] / "configs" / "digits_mlp.toml")
 STEPS = 200
 CURVATURES = np.array([4.0, 0.5], np.float32)
 
@@ -355,7 +360,8 @@ def test_a_column_that_no_history_has_is_named_with_those_near():
 
 def test_negative_losses_whose_first_is_the_least():
     """A rise by a fiftieth, as of a positive loss, is none to infinity; one by more than the first is from 0 is a divergence."""
-    assert kinds({"loss": np.linspace(-5, -4.9, 100)}) == kinds({"loss": np.r_[-1.0, np.full(99, -0.999)]}) == ["right"]
+    assert kinds({"loss": np.linspace(-5, -4.9, 100)}) == ["unstable"]
+    assert kinds({"loss": np.r_[-1.0, np.full(99, -0.999)]}) == ["right"]
     (verdict,) = lo.diagnose({"loss": np.linspace(-5, 5, 100)}).verdicts[0]
     assert verdict.kind == "diverged"
     assert verdict.measured == "the loss ends at 4.55 and began at -5 (threshold: 5 above that)"
@@ -444,3 +450,62 @@ def test_a_jump_of_a_negative_loss_is_said_in_its_own_numbers():
     (verdict, *_) = lo.diagnose(curve(loss, 0.1, grad=1.0, update=np.where(at == 50, 3.0, 1e-3))).verdicts[0]
     assert verdict.kind == "unstable"
     assert verdict.measured == "the loss jumped to 0.5 after a tenth of the steps, and began at -1 (threshold: 0)"
+
+
+def test_the_loss_alone_tells_a_rise_a_leap_and_a_two_cycle_from_noise():
+    at, noise = np.arange(500), np.random.default_rng(0).normal(size=(50, 500))
+    for loss in (
+        np.linspace(1, 1.02, 500),  # it only ever rises
+        np.r_[2.3, 300.0 * np.exp(-at[:40] / 4) + 2.3, np.full(459, 2.3)],  # a leap in the first steps, and back
+        0.6 + 0.5 * (-1.0) ** at,  # to and fro over a valley
+    ):
+        assert kinds({"loss": loss})[0] == "unstable"
+    found = Counter(lane[0].kind for lane in lo.diagnose({"loss": 2.3 + 0.3 * noise}).verdicts)  # goes nowhere, by chance up or down
+    assert found["unstable"] == 0
+    verdict = lo.diagnose({"loss": np.exp(-at / 50)}).verdicts[0][0]
+    assert verdict.kind == "right"
+    assert "the loss alone" in verdict.measured
+
+
+def test_a_held_out_loss_that_only_looks_as_if_it_had_turned():
+    at, rng = np.arange(400), np.random.default_rng(0)
+    loss = np.geomspace(1, 0.05, 400)
+    for deviation in (0.02, 0.1, 0.3):  # of single evaluations: the more of them, the luckier the best
+        held_out = (0.3 + 0.7 * np.exp(-at / 60)) * (1 + deviation * rng.normal(size=(20, 400)))
+        found = lo.diagnose({"loss": np.tile(loss, (20, 1)), "val_loss": held_out})
+        assert found.counts() == {"right": 20}
+    turned = 0.3 + 0.7 * np.exp(-at / 60) + 0.4 * np.maximum(0, at / 400 - 0.4)
+    assert kinds({"loss": loss, "val_loss": turned * (1 + 0.02 * rng.normal(size=400))}) == ["over-fits"]
+    rising = np.r_[np.geomspace(1, 0.05, 200), np.geomspace(0.05, 0.4, 200)]  # so does the training loss: that is no over-fitting
+    assert "over-fits" not in kinds({"loss": rising, "val_loss": 1.1 * rising})
+
+
+def test_a_held_out_loss_that_is_not_finite_is_not_right():
+    half = np.geomspace(1, 0.1, 250)
+    found = lo.diagnose({"loss": np.geomspace(1, 0.01, 500), "held_out_loss": np.r_[half, np.full(250, np.inf)]})
+    assert found.verdicts[0][0].kind == "diverged"
+    assert found.verdicts[0][0].measured.startswith("the held-out loss was not finite after 251 of 500 steps")
+    assert found.best is None
+    sparse = np.full(500, np.nan)
+    sparse[9::10] = np.geomspace(1, 0.1, 50)  # NaN where there was no evaluation
+    assert kinds({"loss": np.geomspace(1, 0.01, 500), "held_out_loss": sparse}) == ["right"]
+    x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+    recipe = lo.Recipe(lo.bind(lo.losses.mse), lo.bind(lo.optimizers.sgd), lo.bind(lo.schedules.constant, value=0.1))
+    wrong = np.where(np.arange(64)[:, None] == 3, np.nan, x).astype(np.float32)
+    fitted = lo.fit(lo.from_linen(nn.Dense(1)), recipe, train=(x, x), evaluate=(wrong, x), run=lo.Run(steps=50, batch_size=16))
+    assert lo.diagnose(fitted).verdicts[0][0].kind == "diverged"
+
+
+def test_what_cannot_be_used_is_refused():
+    with pytest.raises(ValueError, match=r"is of a folder's history\.npz: give the folder"):
+        lo.diagnose({"loss": np.ones(50), "evaluation_steps": np.arange(5)})
+    with pytest.raises(ValueError, match="targets are for what the loss makes of them, which is not known here: give the recipe too"):
+        lo.diagnose({"loss": np.ones(50)}, targets=np.arange(5))
+
+
+def test_a_finding_of_fewer_steps_than_the_config_has_is_judged_by_its_constant_rates(tmp_path, lossopt):
+    found = lossopt("find-lr", DIGITS, "--count", "8", "--seeds", "1", "--steps", "40", "--out", "found")
+    assert found.returncode == 0, found.stderr
+    folder, result = lo.diagnose(tmp_path / "found"), lo.diagnose(lo.load(tmp_path / "found"))
+    assert folder.counts() == result.counts()
+    assert "ends late" not in folder.counts()

@@ -46,7 +46,8 @@ class Lane(NamedTuple):
     """One run as it is judged: arrays [steps / every] up to where it ended, None for what its history lacks.
 
     stopped: whether it was ended before its `steps` were over. total: of its schedule, NaN where that is not known.
-    accuracies: how many different held-out accuracies there were; 0 where none is known.
+    accuracies: how many different held-out accuracies there were; 0 where none is known. blown: the first step after which the held-out
+    loss was not finite, -1 where it always was.
     """
 
     loss: np.ndarray
@@ -61,6 +62,7 @@ class Lane(NamedTuple):
     stopped: bool = False
     total: float = math.nan
     accuracies: int = 0
+    blown: int = -1
 
 
 class Measured(NamedTuple):
@@ -102,7 +104,7 @@ def given_of(what: Any) -> Given:
     if isinstance(what, str | Path):
         result = load(what)
         given, config = given_of(result), read_config(Path(what))
-        if isinstance(result, Swept) or not config:
+        if isinstance(result, Swept | LRFinding) or not config:  # their recipes say what each lane ran with
             return given
         schedule, loss = config["schedule"], dict(config["loss"])
         name, total = loss.pop("name"), float(schedule.get("total", math.nan))
@@ -122,6 +124,8 @@ def given_of(what: Any) -> Given:
             f"diagnose: what must be a Swept, a Fitted, an LRFinding, a folder or a history with a loss, got {type(what).__name__}"
         )
     for name in what:
+        if name in ("evaluation_steps", "diverged_at", "stopped_at"):
+            raise ValueError(f"diagnose: {name} is of a folder's history.npz: give the folder, or what lo.load makes of it")
         if name not in (*COLUMNS, *HELD_OUT) and not str(name).startswith(SCHEDULED):
             raise ValueError(f"diagnose: a history has no column {name!r}; {nearest(str(name), (*COLUMNS, *HELD_OUT))}")
     columns = {name: _numbers(name, what[name]) for name in (*COLUMNS, *HELD_OUT) if name in what}
@@ -195,10 +199,13 @@ def as_lanes(given: Given) -> list[Lane]:
         )
         seen = np.isfinite(held_out[i])
         at = given.evaluation_steps[seen] if held_out.size else np.zeros(0, int)
+        # NaN may stand for no evaluation in a history that was given, infinity may not; of a run of ours only what came after its end.
+        bad = ~seen if given.diverged_at is not None and not stopped and known < 0 else np.isinf(held_out[i])
+        blown = int(given.evaluation_steps[np.argmax(bad)]) if bad.any() else -1
         curves = loss[:end], rate, grad_norm, update_norm, held_out[i][seen], at
         total = given.totals[i % len(given.totals)]
         accuracies = len(np.unique(accuracy[i][seen])) if accuracy is not None else 0
-        lanes.append(Lane(*curves, diverged_at, steps, every, bool(stopped), total, accuracies))
+        lanes.append(Lane(*curves, diverged_at, steps, every, bool(stopped), total, accuracies, blown))
     return lanes
 
 

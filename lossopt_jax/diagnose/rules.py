@@ -37,6 +37,7 @@ DIED = 0.01  # gradient norm, as a share of its first
 UNANSWERED = 0.1  # answered
 STEADY = 0.85  # steady
 TURNED = 0.15  # rise of the held-out loss over its least
+ALTERNATES = 0.9  # of the steps turn the loss
 # Of runs at a least that is not 0, set by the noisy tasks of that benchmark and by closed forms; the others stayed as they were.
 LEARNT = 0.03  # gain
 LEVEL = 0.03  # late
@@ -70,6 +71,9 @@ def judge(lane: Lane, path: str, constant: float = math.nan) -> list[Verdict]:
     peak = float(np.nanmax(lane.rate)) if lane.rate is not None and len(lane.rate) else math.nan
     if lane.diverged_at >= 0:
         return [_diverged(lane, path, peak)]
+    if lane.blown >= 0:
+        measured = f"the held-out loss was not finite after {lane.blown} of {lane.steps} steps, though the training loss was"
+        return [Verdict("diverged", measured, "no number is above infinity", f"look at the held-out data, or {_rate(path, peak, 1 / 3)}")]
     if len(lane.loss) < LEAST:
         advice = f"run.steps = {10 * LEAST * lane.every}"
         return [Verdict("too short", f"recorded steps: {len(lane.loss)} (threshold: {LEAST})", "", advice)]
@@ -114,7 +118,7 @@ def _ends_early(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | No
 def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -> Verdict | None:
     """Little gained by small steps, not what they promised, and no better than a constant output."""
     first, moved = float(lane.loss[0]), float(lane.loss[-(len(lane.loss) // 10) :].mean() - lane.loss[0])
-    if lane.grad_norm is None and lane.update_norm is None and abs(moved) < UNMOVED * abs(first):
+    if lane.grad_norm is None and lane.update_norm is None and abs(moved) < UNMOVED * abs(first) and not _without_norms(lane, m):
         measured = f"the loss ends within {UNMOVED:.1%} of where it began, {first:.3g}; there are no norms to say why"
         return Verdict("stalled", measured, CLIMB, f"{_rate(path, peak, 10)}; record grad_norm and update_norm to tell a small rate apart")
     if lane.grad_norm is None or not m.leap < LEAP or _died(lane, m) or _ends_early(lane, m, path, peak):
@@ -200,7 +204,9 @@ def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None
         measured = f"a step promised {waste:.3g} times all that was learnt, on average (threshold: {WASTE:g})"
     elif m.share > EDGE:
         measured = f"a step of the last fifth promised {m.share:.3g} times the loss, on average (threshold: {EDGE:g})"
-    elif m.peak > 1.5 and not m.leap < LEAP:  # small steps do not throw a loss up: the first batch was an easy one
+    elif math.isnan(m.leap) and (said := _without_norms(lane, m)):
+        measured = said
+    elif m.peak > 1.5 and m.leap >= LEAP:  # small steps do not throw a loss up: the first batch was an easy one
         first, most = float(lane.loss[0]), float(lane.loss[len(lane.loss) // 10 :].max())
         measured = (
             f"the loss jumped to {most:.3g} after a tenth of the steps, and began at {first:.3g} (threshold: {first + m.start / 2:.3g})"
@@ -274,15 +280,46 @@ def _too_low(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
 def _over_fits(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     if len(lane.held_out) < 6:  # also of a lane that was stopped: its held-out loss turned before that
         return None
-    held = np.convolve(lane.held_out, [1 / 3] * 3, "valid")  # a single evaluation may be lucky
+    several = max(3, len(lane.held_out) // 8)  # a single evaluation may be lucky, and the more of them the luckier
+    held = np.convolve(lane.held_out, np.full(several, 1 / several), "valid")
     at = int(np.argmin(held))
-    risen, step = float(held[-1] - held[at]) / max(abs(float(held[at])), 1e-9), int(lane.held_out_at[at + 1])
-    if risen < TURNED:
+    risen, step = float(held[-1] - held[at]) / max(abs(float(held[at])), 1e-9), int(lane.held_out_at[at + several // 2])
+    steps = np.diff(lane.held_out)  # the median, since the first of them are the fall
+    noise = 1.48 * float(np.median(np.abs(steps - np.median(steps)))) / math.sqrt(several)  # of the difference of two such means
+    if risen < TURNED or held[-1] - held[at] < 3 * noise or _rose(lane, at, several) > 0.5 * (held[-1] - held[at]):
         return None
     measured = f"the held-out loss was least, {held[at]:.4g}, about step {step} and has risen by {risen:.0%} (threshold: {TURNED:.0%})"
     return Verdict(
         "over-fits", measured, "early stopping by generalisation loss (Prechelt 1998)", f"run.steps = {step}, or more weight decay"
     )
+
+
+def _without_norms(lane: Lane, m: Measured) -> str | None:
+    """What the loss alone says of a run at the edge; None where it says nothing."""
+    tenth = max(1, len(lane.loss) // 10)
+    begins, ends = lane.loss[:tenth], lane.loss[-tenth:]
+    rose, error = float(ends.mean() - begins.mean()), math.sqrt((begins.var() + ends.var()) / tenth)
+    most, high = float(lane.loss.max()), float(max(lane.loss[0], ends.mean())) + m.start
+    if m.gain < LITTLE and most > high:
+        return f"the loss went up to {most:.3g} and ends where it began, at {ends.mean():.3g} (threshold: {high:.3g})"
+    above = max(0.0, float(begins.mean() - lane.loss[0]))  # the first batch may have been an easy one
+    most, high = float(lane.loss[tenth:].max()), float(lane.loss[0]) + above + 0.5 * (m.start + above)
+    if most > high:
+        return f"the loss jumped to {most:.3g} after a tenth of the steps (threshold: {high:.3g})"
+    if rose > max(4 * error, SAME * m.start):
+        return f"the loss ends {rose:.3g} above where it began (threshold: four standard errors, {4 * error:.2g})"
+    steps = np.diff(lane.loss[len(lane.loss) // 2 :])
+    turns = float(np.mean(steps[1:] * steps[:-1] < 0)) if len(steps) > LEAST else 0.0
+    if turns > ALTERNATES and float(np.abs(steps).mean()) > LITTLE * m.start:
+        return f"the loss turned at {turns:.0%} of the steps of the second half (threshold: {ALTERNATES:.0%}; by chance 67 %)"
+    return None
+
+
+def _rose(lane: Lane, at: int, several: int) -> float:
+    """By how much the training loss rose between the evaluations that were the best, `several` from `at` on, and the last ones."""
+    best, last = (lane.held_out_at[[i, i + several - 1]] // lane.every for i in (at, len(lane.held_out) - several))
+    means = [float(lane.loss[max(0, begin - 1) : max(end, 1)].mean()) for begin, end in (best, last)]
+    return means[1] - means[0]
 
 
 def _died(lane: Lane, m: Measured) -> bool:
@@ -356,12 +393,16 @@ def _drop(rate: np.ndarray) -> int | None:
     return int(falls[0]) + 1 if len(falls) else None
 
 
-def ordered(found: list[Verdict]) -> list[Verdict]:
-    right = Verdict("right", "none of the thresholds is passed", "", "")
+def ordered(found: list[Verdict], lane: Lane) -> list[Verdict]:
+    blind = lane.grad_norm is None or lane.update_norm is None
+    said = "of the thresholds that the loss alone can pass none is passed; record grad_norm and update_norm for the others"
+    right = Verdict("right", said if blind else "none of the thresholds is passed", "", "")
     return sorted(found, key=lambda verdict: list(KINDS).index(verdict.kind)) or [right]
 
 
 def _rate(path: str, peak: float, factor: float) -> str:
+    if peak == 0:
+        return f"{path} above 0"
     if math.isfinite(peak):
         return f"{path} = {peak * factor:.2g}"
     return f"{path} {f'{factor:.2g} times as high' if factor > 1 else f'{1 / factor:.2g} times lower'}"

@@ -60,6 +60,8 @@ def diagnose(
     if recipe is not None:
         check_recipe(recipe)
         given = given._replace(paths=(path_of(recipe),), losses=(loss_of(recipe),), totals=(total_of(recipe),), plain=(plain_of(recipe),))
+    elif targets is not None and not any(given.losses):
+        raise ValueError("diagnose: targets are for what the loss makes of them, which is not known here: give the recipe too")
     return judged(given, targets)
 
 
@@ -71,11 +73,11 @@ def judged(given: Given, targets: Any = None) -> Diagnosis:
         constant = constant_loss(loss, targets) if given.plain[i % len(given.plain)] else math.nan
         found = judge(lane, given.paths[i % len(given.paths)] or "the learning rate", constant)
         wrong = mismatch(loss, targets) if lane.diverged_at < 0 else []
-        verdicts.append(ordered([*wrong, *found]))
+        verdicts.append(ordered([*wrong, *found], lane))
     return Diagnosis(verdicts, np.array([_last_loss(lane) for lane in lanes]))
 
 
 def _last_loss(lane: Lane) -> float:
-    if lane.diverged_at >= 0 or not len(lane.loss):
+    if lane.diverged_at >= 0 or lane.blown >= 0 or not len(lane.loss):
         return math.nan
     return float(lane.held_out[-1]) if len(lane.held_out) else float(lane.loss[-max(1, len(lane.loss) // 10) :].mean())
