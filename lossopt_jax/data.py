@@ -251,6 +251,10 @@ def as_batch(data: Any, name: str) -> Batch:
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise TypeError(f"{name} must be (inputs, targets) or (inputs, targets, weights), got {_described(data)}")
     batch = Batch(*jax.tree.map(np.asarray, tuple(data)))
+    if any(
+        isinstance(part, list) and all(leaf.ndim == 0 for leaf in jax.tree.leaves(done)) for part, done in zip(data, batch, strict=False)
+    ):
+        raise TypeError(f"{name}: inputs and targets must be arrays, got lists of numbers: numpy.asarray makes arrays of them")
     for leaf in jax.tree.leaves(batch):
         if leaf.dtype.kind in "USOMm":
             raise TypeError(f"{name}: arrays must be numbers, got one of {leaf.dtype}")

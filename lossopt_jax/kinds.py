@@ -30,8 +30,6 @@ def kind_of(x: np.ndarray, y: np.ndarray) -> tuple[str, list[str], dict[str, Any
             return "segmentation", [*seen, *label_facts("segmentation", y)], {}
         seen = [f"{len(values)} classes, {np.mean(y != 0):.1%} of the pixels not 0"]
         return "segmentation_classes", [*seen, *label_facts("segmentation_classes", y)], {}
-    if y.ndim == 2 and y.shape[1] == 1:
-        raise ValueError(f"recommend: targets of shape {y.shape}: give them as [n]")
     if y.ndim == 2 and whole:
         if set(values) <= {0, 1}:
             if (y.sum(1) == 1).all():

@@ -114,6 +114,8 @@ def tune(
         raise ValueError(f"tune: give lane_steps or minutes, not both, got {lane_steps} and {minutes}")
     if seeds < 1:
         raise ValueError(f"tune: seeds must be at least 1, got {seeds}")
+    if run.steps < 1:
+        raise ValueError(f"tune: run.steps must be at least 1, got {run.steps}")
     budget = RUNS * run.steps if lane_steps is None else lane_steps
     if not (math.isfinite(budget) and budget > 0 and (minutes is None or (math.isfinite(minutes) and minutes > 0))):
         raise ValueError(f"tune: lane_steps and minutes must be above 0 and finite, got {lane_steps if minutes is None else minutes}")

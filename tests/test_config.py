@@ -117,6 +117,7 @@ def test_numbers_may_follow_schedules_and_parts_may_nest():
             "sweep.space.schedule.peak={normal=[0.1, 0.2]}",
             ["must be at least 0, got -0.5", "three deviations from the mean reach -0.5 to 0.7"],
         ),
+        ("sweep.space.schedule.warmup={uniform=[0, 900]}", ["sweep.space.schedule.warmup must be at most schedule.total (500), got 900"]),
         ("sweep.space.schedule.pea={uniform=[0,1]}", ["no number 'schedule.pea'", "did you mean 'schedule.peak'"]),
         ("sweep.space.schedule.peak={log_uniform=[0,1]}", ["log_uniform: low must be above 0"]),
         ("sweep.space.schedule.peak={log_uniform=[1]}", ["must be a list of two numbers"]),

@@ -119,6 +119,11 @@ def test_data_without_a_common_number_of_examples_is_named(data):
         lo.fit(MODEL, recipe(), train=data, run=lo.Run(steps=1))
 
 
+def test_lists_of_numbers_are_named():
+    with pytest.raises(TypeError, match=r"train: inputs and targets must be arrays, got lists of numbers: numpy\.asarray"):
+        as_batch(([[1.0], [2.0]], [[1.0], [2.0]]), "train")
+
+
 def test_the_order_visits_every_example_once_an_epoch():
     indices = batch_indices(50, 8, 0, 0, 25).ravel()
     assert [sorted(indices[i * 50 : (i + 1) * 50]) == list(range(50)) for i in range(4)] == [True] * 4

@@ -126,6 +126,7 @@ def test_where_nothing_learns_the_recipe_is_the_one_given():
         ({"lane_steps": 1, "minutes": 1.0}, ValueError, "lane_steps or minutes, not both"),
         ({"minutes": 0.0}, ValueError, "must be above 0 and finite, got 0.0"),
         ({"lane_steps": -5}, ValueError, "must be above 0 and finite, got -5"),
+        ({"run": lo.Run(steps=0)}, ValueError, "tune: run.steps must be at least 1, got 0"),
         ({"seeds": 0}, ValueError, "seeds must be at least 1, got 0"),
         ({"families": []}, ValueError, "at least one optimizer"),
         ({"families": [lo.optimizers.adam]}, TypeError, "families must be bound optimizers"),

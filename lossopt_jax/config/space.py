@@ -104,7 +104,8 @@ def trials_of(
     if not space:
         raise ConfigError("sweep.space is empty: name a number to sweep, such as schedule.peak = { log_uniform = [1e-5, 1.0] }")
     known = {path: (float(v), float(v)) for path, v in numbers(recipe).items() if np.ndim(v) == 0}
-    check_warmup(known | {path: (d.low, d.high) for path, d in space.items() if isinstance(d, Distribution)})
+    swept = {path: (d.low, d.high) for path, d in space.items() if isinstance(d, Distribution)}
+    check_warmup(known | swept, "sweep.space." if any(path.endswith("warmup") for path in swept) else "")
     for path, part in [(path, part) for path, parts in space.items() if isinstance(parts, Parts) for part in parts.variants]:
         known = {f"{path}.{name}": (float(v), float(v)) for name, v in numbers(part.bound).items() if np.ndim(v) == 0}
         check_warmup(known | {f"{path}.{name}": (d.low, d.high) for name, d in part.space.items()})
@@ -247,10 +248,10 @@ def _distribution(value: Any, where: str, key: str) -> Distribution:
     return distribution
 
 
-def check_warmup(ranges: Mapping[str, tuple[float, float]]) -> None:
-    """ConfigError for a warm-up that may be longer than its run. ranges: path -> least, most."""
+def check_warmup(ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
+    """ConfigError for a warm-up that may be longer than its run. ranges: path -> least, most. where: before the path, for the error."""
     if wrong := too_long_warmup(ranges):
-        raise ConfigError(wrong)
+        raise ConfigError(where + wrong)
 
 
 def _plain_space(what: Distribution | Parts, listed: bool = False) -> Any:

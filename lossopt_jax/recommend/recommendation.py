@@ -138,6 +138,9 @@ def recommend(kind: str | None = None, *, inputs: Any = None, targets: Any = Non
     numbers: dict[str, Any] = {}
     if isinstance(kind, str):
         kind = kind_named(kind)
+    if targets is not None:
+        targets = np.asarray(targets)
+        targets = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 and kind != "tokens" else targets  # as `fit` has them
     if kind is None:
         if inputs is None or targets is None:
             raise ValueError(f"recommend: give a kind ({', '.join(KINDS)}) or both inputs and targets")
