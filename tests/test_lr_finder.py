@@ -276,7 +276,7 @@ def test_the_picture_is_drawn_for_every_kind_of_finding(found, tmp_path):
     axis = figure.axes[0]
     words = {text.get_text().replace("\n", " ") for text in axis.texts}
     assert words == {"too low", "just right", "too high"}
-    assert found.config_line in figure.get_suptitle()
+    assert figure.get_suptitle() == f"Learning rate {found.suggested:.2g}   (value = {lr_finder.short(found.suggested)})"
     assert axis.get_xscale() == "log"
     for name, finding in (("found", found), ("diverged", planted(found, np.full((40, 40), np.nan)))):
         finding.plot(tmp_path / f"{name}.png")
