@@ -294,3 +294,31 @@ def test_msle_of_far_and_near_predictions():
     np.testing.assert_allclose(losses.msle(outputs, targets), root**2, rtol=2e-6)
     slope = jax.grad(lambda x: losses.msle(x, targets).sum())(jnp.asarray(outputs))
     np.testing.assert_allclose(slope, 2 * root / (1 + outputs.astype(np.float64)), rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        (losses.mae, [1.0, 2.0]),
+        (losses.mape, [1.0, 2.0]),
+        (losses.wing, [1.0, 2.0]),
+        (functools.partial(losses.smooth_l1, beta=0.0), [1.0, 2.0]),
+        (lambda mu, y: losses.laplace_nll(jnp.stack([mu, jnp.zeros_like(mu)], -1), y), [1.0, 2.0]),
+    ],
+)
+def test_a_perfect_prediction_has_no_gradient(loss, outputs):
+    """The slope of |e| at 0 is sign(0) = 0, as torch's; that of jnp.abs is 1 in jax 0.10."""
+    x = jnp.array(outputs)
+    for which in (0, 1):
+        slope = jax.grad(lambda *pair: loss(*pair).sum(), which)
+        np.testing.assert_array_equal(slope(x, x), 0)
+        np.testing.assert_array_equal(jax.jit(slope)(x, x), 0)
+    np.testing.assert_array_equal(jax.jvp(lambda a: loss(a, x), (x,), (jnp.ones(2),))[1], 0)
+    assert np.all(np.asarray(jax.grad(lambda a: loss(a, x).sum())(x + 0.5)) > 0)
+    assert np.all(np.asarray(jax.grad(lambda a: loss(a, x).sum())(x - 0.5)) < 0)
+
+
+@pytest.mark.parametrize("alpha", [1e-30, 1e-34, 1e-38, -1e-34, 1e-6, 0.0])
+def test_a_shape_next_to_zero_is_cauchy(alpha):
+    value = losses.adaptive_robust(jnp.array([1e-4, 0.01, 1.0, 1e4]), jnp.zeros(4), alpha=alpha)
+    np.testing.assert_allclose(value, np.log1p(np.array([1e-4, 0.01, 1.0, 1e4]) ** 2 / 2), rtol=2e-5 if alpha == 1e-6 else 1e-6)

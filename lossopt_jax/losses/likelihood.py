@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from .._types import Scalar, check_same_shape, to_float32
 from ._labels import read_by
-from ._special import stirling_rest
+from ._special import magnitude, stirling_rest
 
 __all__ = ["gaussian_nll", "laplace_nll", "poisson_nll", "student_t_nll", "tweedie"]
 
@@ -40,7 +40,7 @@ def laplace_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     Array([2.6931], dtype=float32)
     """
     residual, log_scale = _residual(outputs, targets, "laplace_nll")
-    return jnp.abs(_over_scale(residual, log_scale)) + log_scale + math.log(2)
+    return magnitude(_over_scale(residual, log_scale)) + log_scale + math.log(2)
 
 
 @read_by(None, outputs=lambda shape: (*shape, 2))

@@ -102,12 +102,12 @@ def _values(plan: Plan, head: Head, labels: jax.Array, counts: jax.Array, number
 def _contract(outputs: Any, data: tuple[jax.Array, ...]) -> tuple[Head, jax.Array]:
     """Either way of calling as (head, labels), with shapes that fit."""
     if not isinstance(outputs, Head):
-        if isinstance(outputs, tuple | list) or len(data) != 2:
+        if isinstance(outputs, tuple) or len(data) != 2:
             raise ValueError("linear_cross_entropy takes (Head(hidden, kernel, bias), labels) or (hidden, kernel, labels)")
         outputs, data = Head(outputs, data[0]), data[1:]
     if len(data) != 1:
         raise ValueError(f"linear_cross_entropy takes one array of labels after a Head, got {len(data)} arrays")
-    head: Head = jax.tree.map(jnp.asarray, outputs)
+    head = Head(*(None if x is None else jnp.asarray(x) for x in outputs))
     shapes = f"hidden {head.hidden.shape}, kernel {head.kernel.shape}" + ("" if head.bias is None else f", bias {head.bias.shape}")
     fits = head.hidden.ndim >= 1 and head.kernel.ndim == 2 and head.kernel.shape[0] == head.hidden.shape[-1] and head.kernel.shape[1] > 0
     if not fits or (head.bias is not None and head.bias.shape != head.kernel.shape[1:]):

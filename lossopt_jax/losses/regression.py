@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from .._types import Scalar, Vector, check_same_shape, to_float32
 from ._labels import read_by
-from ._special import expm1_over, huber_of, log_cosh_of, not_exp
+from ._special import expm1_over, huber_of, log_cosh_of, magnitude, not_exp
 from ._stable import lead
 
 __all__ = [
@@ -43,7 +43,7 @@ def mae(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     >>> mae(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
     Array([2., 0.], dtype=float32)
     """
-    return jnp.abs(_error(outputs, targets, "mae"))
+    return magnitude(_error(outputs, targets, "mae"))
 
 
 def huber(outputs: jax.Array, targets: jax.Array, *, delta: Scalar = 1.0) -> jax.Array:
@@ -71,7 +71,7 @@ def smooth_l1(outputs: jax.Array, targets: jax.Array, *, beta: Scalar = 1.0) -> 
     e = _error(outputs, targets, "smooth_l1")
     near = jnp.abs(e) < beta
     c = jnp.where(near, e, 0)
-    return jnp.where(near, c * c / (2 * jnp.where(beta == 0, 1, beta)), jnp.abs(e) - beta / 2)
+    return jnp.where(near, c * c / (2 * jnp.where(beta == 0, 1, beta)), magnitude(e) - beta / 2)
 
 
 def log_cosh(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -130,7 +130,7 @@ def mape(outputs: jax.Array, targets: jax.Array, *, epsilon: Scalar = 1e-7) -> j
     Array([0.5 , 2.25], dtype=float32)
     """
     e = _error(outputs, targets, "mape")
-    return jnp.abs(e) / jnp.maximum(jnp.abs(to_float32(targets)), epsilon)
+    return magnitude(e) / jnp.maximum(jnp.abs(to_float32(targets)), epsilon)
 
 
 def msle(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -171,7 +171,7 @@ def wing(outputs: jax.Array, targets: jax.Array, *, width: Scalar = 10.0, epsilo
     >>> wing(jnp.array([2.0, 20.0]), jnp.array([0.0, 0.0])).round(1)
     Array([ 6.9, 27.9], dtype=float32)
     """
-    a = jnp.abs(_error(outputs, targets, "wing"))
+    a = magnitude(_error(outputs, targets, "wing"))
     return jnp.where(a < width, width * jnp.log1p(a / epsilon), a - width + width * jnp.log1p(width / epsilon))
 
 
