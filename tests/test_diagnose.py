@@ -509,3 +509,10 @@ def test_a_finding_of_fewer_steps_than_the_config_has_is_judged_by_its_constant_
     folder, result = lo.diagnose(tmp_path / "found"), lo.diagnose(lo.load(tmp_path / "found"))
     assert folder.counts() == result.counts()
     assert "ends late" not in folder.counts()
+
+
+def test_a_rate_of_zero_is_too_low_and_not_a_dead_network():
+    still = {"loss": np.full(500, 1.0), "learning_rate": np.zeros(500), "grad_norm": np.ones(500), "update_norm": np.zeros(500)}
+    verdict = lo.diagnose(still).verdicts[0][0]
+    assert verdict.kind == "too low"
+    assert verdict.advice.startswith("the learning rate above 0")

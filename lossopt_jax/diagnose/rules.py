@@ -144,6 +144,8 @@ def _came_no_more(lane: Lane, m: Measured) -> str | None:
     Small batches make gradients of noise, which promise what cannot come, so a held-out loss that falls all the time outweighs that.
     """
     quarter = len(lane.loss) // 4
+    if m.promised == 0:  # a rate of 0: there was nothing to come
+        return None
     if m.settled < DIED:
         return f"the gradient norm fell to {m.settled:.1g} of its first (threshold: {DIED:.0%})"
     # Of a rate that was brought down a loss that levels out says nothing.

@@ -107,7 +107,8 @@ def _contract(outputs: Any, data: tuple[jax.Array, ...]) -> tuple[Head, jax.Arra
         outputs, data = Head(outputs, data[0]), data[1:]
     if len(data) != 1:
         raise ValueError(f"linear_cross_entropy takes one array of labels after a Head, got {len(data)} arrays")
-    head = Head(*(None if x is None else jnp.asarray(x) for x in outputs))
+    bias = outputs.bias
+    head = Head(jnp.asarray(outputs.hidden), jnp.asarray(outputs.kernel), None if bias is None else jnp.asarray(bias))
     shapes = f"hidden {head.hidden.shape}, kernel {head.kernel.shape}" + ("" if head.bias is None else f", bias {head.bias.shape}")
     fits = head.hidden.ndim >= 1 and head.kernel.ndim == 2 and head.kernel.shape[0] == head.hidden.shape[-1] and head.kernel.shape[1] > 0
     if not fits or (head.bias is not None and head.bias.shape != head.kernel.shape[1:]):
