@@ -5,7 +5,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .curves import RESOLVED, Lane, Measured, measure
+from .curves import Lane, Measured, measure
+from .signs import gradient_died, gradient_growth, loss_alone, most_factor, noise_floor, same_batches, training_rose
+from .thresholds import (
+    DIED,
+    EDGE,
+    ENOUGH,
+    FLAT,
+    GROWN,
+    LEAP,
+    LEARNT,
+    LEAST,
+    LEVEL,
+    LITTLE,
+    NEAR,
+    NOISE,
+    RESTING,
+    SAME,
+    STEADY,
+    TURNED,
+    UNANSWERED,
+    UNMOVED,
+    VANISHED,
+    WASTE,
+)
 
 # Gravest first, with what each means.
 KINDS = {
@@ -22,30 +45,6 @@ KINDS = {
     "right": "nothing wrong was measured",
 }
 HIGH_OR_LONG = {"unstable", "noisy", "over-fits"}
-LEAST = 10  # steps to judge by
-# Tuned on three tasks of tests/benchmarks/diagnose.py, and checked on nine others. The quantities are those of `Measured`.
-ENOUGH = 4.0  # folds: e to the minus that is left of the loss, 2 %, if all that the updates promise comes
-LITTLE = 0.15  # gain
-LEAP = 2.0  # times the loss, promised by one step (Polyak)
-WASTE = 0.7  # promised by an average step, as a share of all that was learnt
-EDGE = 5.0  # share, at the edge of stability
-NOISE = 0.5  # share, in a floor of noise
-FLAT = 0.12  # fell
-UNMOVED = 1e-3  # of the first loss
-VANISHED = 1e-4  # gradient norm, as a share of the first loss
-DIED = 0.01  # gradient norm, as a share of its first
-UNANSWERED = 0.1  # answered
-STEADY = 0.85  # steady
-TURNED = 0.15  # rise of the held-out loss over its least
-ALTERNATES = 0.9  # of the steps turn the loss
-# Of runs at a least that is not 0, set by the noisy tasks of that benchmark and by closed forms; the others stayed as they were.
-LEARNT = 0.03  # gain
-LEVEL = 0.03  # late
-THERE = 0.03  # gradient norm at the start, as a share of the loss, below which there was none to lose
-RESTING = 0.1  # settled, of a run that comes to rest
-SAME = 1e-3  # deviation of the loss over the first: each step saw the same data
-NEAR = 1.1  # times the loss of the best constant output
-GROWN = 1.01  # times, of the gradient norm over the last fifth
 TAYLOR = "Taylor: to the first order a step lowers the loss by at most update norm x gradient norm"
 POLYAK = "Polyak 1987: a step that promises 2 times the loss above its least or more moves away from it, if it is convex"
 FLOOR = "stochastic gradient descent hovers above the least at a height in proportion to its rate (Robbins and Monro 1951)"
@@ -118,10 +117,10 @@ def _ends_early(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | No
 def _stalled(lane: Lane, m: Measured, path: str, peak: float, constant: float) -> Verdict | None:
     """Little gained by small steps, not what they promised, and no better than a constant output."""
     first, moved = float(lane.loss[0]), float(lane.loss[-(len(lane.loss) // 10) :].mean() - lane.loss[0])
-    if lane.grad_norm is None and lane.update_norm is None and abs(moved) < UNMOVED * abs(first) and not _without_norms(lane, m):
+    if lane.grad_norm is None and lane.update_norm is None and abs(moved) < UNMOVED * abs(first) and not loss_alone(lane, m):
         measured = f"the loss ends within {UNMOVED:.1%} of where it began, {first:.3g}; there are no norms to say why"
         return Verdict("stalled", measured, CLIMB, f"{_rate(path, peak, 10)}; record grad_norm and update_norm to tell a small rate apart")
-    if lane.grad_norm is None or not m.leap < LEAP or _died(lane, m) or _ends_early(lane, m, path, peak):
+    if lane.grad_norm is None or not m.leap < LEAP or gradient_died(lane, m) or _ends_early(lane, m, path, peak):
         return None
     if not (m.gain < LITTLE or math.isfinite(constant)):
         return None
@@ -152,7 +151,7 @@ def _came_no_more(lane: Lane, m: Measured) -> str | None:
     kept = lane.rate is not None and lane.rate[-quarter:].mean() > 0.5 * lane.rate.max()
     if kept and m.late < LEVEL:
         return f"the last quarter brought {max(m.late, 0):.1%} of all that the held-out loss fell by (threshold: {LEVEL:.0%})"
-    if kept and _same_batches(lane, m) and 0 < m.falling < 0.1:
+    if kept and same_batches(lane, m) and 0 < m.falling < 0.1:
         return f"the last fifth of the steps brought {m.falling:.1%} of the little that was learnt (threshold: 10 %)"
     if math.isfinite(m.steady) and math.isfinite(m.heard):
         return f"the held-out loss fell in {m.steady:.0%} of the evaluations (threshold: {STEADY:.0%})" if m.steady <= STEADY else None
@@ -177,7 +176,7 @@ def _nothing_learnt(lane: Lane, m: Measured, constant: float) -> str | None:
         if m.gain > LITTLE and float(half.mean()) > NEAR * constant:
             return None
         return f"the loss, {half.mean():.4g}, is not below that of a constant output, {constant:.4g}"
-    if lane.grad_norm is not None and lane.grad_norm[0] > 0 and m.settled < RESTING and _same_batches(lane, m) and m.gain > VANISHED:
+    if lane.grad_norm is not None and lane.grad_norm[0] > 0 and m.settled < RESTING and same_batches(lane, m) and m.gain > VANISHED:
         return None  # it fell, and smoothly came to rest: this is a least
     if 0 < 5 * lane.accuracies <= len(lane.held_out):  # constant outputs have that of one class or another
         return f"the held-out accuracy had {lane.accuracies} values in {len(lane.held_out)} evaluations (threshold: a fifth)"
@@ -190,23 +189,23 @@ def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None
     waste = m.promised / max(m.gain, 1e-9) / (len(lane.loss) * lane.every)
     if m.gain < LITTLE and m.leap >= LEAP:
         measured = f"{m.gain:.1%} was learnt, with steps that promised up to {m.leap:.2g} times the loss (threshold: {LEAP:g})"
-    elif _died(lane, m):
+    elif gradient_died(lane, m):
         measured = (
             f"{m.gain:.1%} was learnt, and the gradient norm fell under {DIED:.0%} of its first, {m.settled:.1g}, other than at a least: "
             "the steps have put units to sleep"
         )
-    elif (grown := _growth(lane)) > GROWN:
+    elif (grown := gradient_growth(lane)) > GROWN:
         measured = (
             f"the gradient norm grew at every step of the last fifth, by {grown:.2g} times in all (threshold: {GROWN:g}): "
             "on a quadratic it does so only above 2 / the largest eigenvalue"
         )
-    elif _floor(lane) is not None:  # what the rate itself has shown
+    elif noise_floor(lane) is not None:  # what the rate itself has shown
         return None
     elif waste > WASTE and m.leap >= LEAP:
         measured = f"a step promised {waste:.3g} times all that was learnt, on average (threshold: {WASTE:g})"
     elif m.share > EDGE:
         measured = f"a step of the last fifth promised {m.share:.3g} times the loss, on average (threshold: {EDGE:g})"
-    elif math.isnan(m.leap) and (said := _without_norms(lane, m)):
+    elif math.isnan(m.leap) and (said := loss_alone(lane, m)):
         measured = said
     elif m.peak > 1.5 and m.leap >= LEAP:  # small steps do not throw a loss up: the first batch was an easy one
         first, most = float(lane.loss[0]), float(lane.loss[len(lane.loss) // 10 :].max())
@@ -221,7 +220,7 @@ def _unstable(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None
 def _noisy(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     if lane.rate is None:
         return None
-    floor = _floor(lane)
+    floor = noise_floor(lane)
     if floor is not None:
         at, fell = floor
         measured = f"the loss lay flat up to step {at} and fell by {fell:.0%} when the rate was brought down (threshold: 25 %)"
@@ -266,14 +265,14 @@ def _too_low(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | None:
     folds = m.folds * lane.steps / (len(lane.loss) * lane.every) if lane.stopped else m.folds
     if folds < ENOUGH and not _came_no_more(lane, m):  # at a least that is not 0 there is no more to promise
         measured = f"all updates together promised to divide the loss by e {folds:.2g} times, at most (threshold: {ENOUGH:g})"
-        factor = min(100.0, max(3.0, 3 * ENOUGH / max(folds, 1e-9)), 0.9 * _most(lane))
+        factor = min(100.0, max(3.0, 3 * ENOUGH / max(folds, 1e-9)), 0.9 * most_factor(lane))
         higher = _rate(path, peak, factor) + (
             ", or lossopt find-lr: how high it may go, so low a rate does not show" if factor > 10 else ""
         )
         return Verdict("too low", measured, TAYLOR, higher if factor > 1.1 else longer)
     if m.falling > 0.1 and m.sure > 4 and not m.share > NOISE and not lane.stopped:
         measured = f"the last fifth of the steps brought {m.falling:.0%} of all that was learnt (threshold: 10 %)"
-        factor = min(3.0, 0.9 * _most(lane))
+        factor = min(3.0, 0.9 * most_factor(lane))
         advice = f"{_rate(path, peak, factor)}, or {longer}" if factor > 1.1 else longer
         return Verdict("too low", measured, "an exponential decay that ends has 2 % there", advice)
     return None
@@ -288,111 +287,12 @@ def _over_fits(lane: Lane, m: Measured, path: str, peak: float) -> Verdict | Non
     risen, step = float(held[-1] - held[at]) / max(abs(float(held[at])), 1e-9), int(lane.held_out_at[at + several // 2])
     steps = np.diff(lane.held_out)  # the median, since the first of them are the fall
     noise = 1.48 * float(np.median(np.abs(steps - np.median(steps)))) / math.sqrt(several)  # of the difference of two such means
-    if risen < TURNED or held[-1] - held[at] < 3 * noise or _rose(lane, at, several) > 0.5 * (held[-1] - held[at]):
+    if risen < TURNED or held[-1] - held[at] < 3 * noise or training_rose(lane, at, several) > 0.5 * (held[-1] - held[at]):
         return None
     measured = f"the held-out loss was least, {held[at]:.4g}, about step {step} and has risen by {risen:.0%} (threshold: {TURNED:.0%})"
     return Verdict(
         "over-fits", measured, "early stopping by generalisation loss (Prechelt 1998)", f"run.steps = {step}, or more weight decay"
     )
-
-
-def _without_norms(lane: Lane, m: Measured) -> str | None:
-    """What the loss alone says of a run at the edge; None where it says nothing."""
-    tenth = max(1, len(lane.loss) // 10)
-    begins, ends = lane.loss[:tenth], lane.loss[-tenth:]
-    rose, error = float(ends.mean() - begins.mean()), math.sqrt((begins.var() + ends.var()) / tenth)
-    most, high = float(lane.loss.max()), float(max(lane.loss[0], ends.mean())) + m.start
-    if m.gain < LITTLE and most > high:
-        return f"the loss went up to {most:.3g} and ends where it began, at {ends.mean():.3g} (threshold: {high:.3g})"
-    above = max(0.0, float(begins.mean() - lane.loss[0]))  # the first batch may have been an easy one
-    most, high = float(lane.loss[tenth:].max()), float(lane.loss[0]) + above + 0.5 * (m.start + above)
-    if most > high:
-        return f"the loss jumped to {most:.3g} after a tenth of the steps (threshold: {high:.3g})"
-    if rose > max(4 * error, SAME * m.start):
-        return f"the loss ends {rose:.3g} above where it began (threshold: four standard errors, {4 * error:.2g})"
-    steps = np.diff(lane.loss[len(lane.loss) // 2 :])
-    turns = float(np.mean(steps[1:] * steps[:-1] < 0)) if len(steps) > LEAST else 0.0
-    if turns > ALTERNATES and float(np.abs(steps).mean()) > LITTLE * m.start:
-        return f"the loss turned at {turns:.0%} of the steps of the second half (threshold: {ALTERNATES:.0%}; by chance 67 %)"
-    return None
-
-
-def _rose(lane: Lane, at: int, several: int) -> float:
-    """By how much the training loss rose between the evaluations that were the best, `several` from `at` on, and the last ones."""
-    best, last = (lane.held_out_at[[i, i + several - 1]] // lane.every for i in (at, len(lane.held_out) - several))
-    means = [float(lane.loss[max(0, begin - 1) : max(end, 1)].mean()) for begin, end in (best, last)]
-    return means[1] - means[0]
-
-
-def _died(lane: Lane, m: Measured) -> bool:
-    """Whether next to nothing was learnt and a gradient that was there went for good, other than at a least.
-
-    At a least of batches that differ each has a gradient. At a least of all the data the gradient goes smoothly, or, if it goes in a step
-    or two, after a fall of the loss of about half of what those steps promised.
-    """
-    if lane.grad_norm is None or not (m.gain < LITTLE and m.settled < DIED and lane.grad_norm[0] > THERE * m.start):
-        return False
-    under = int(np.argmax(lane.grad_norm < DIED * lane.grad_norm[0]))
-    at_once = bool(lane.grad_norm[under] < lane.grad_norm[under - 1] / 10)
-    return not _same_batches(lane, m) or (at_once and not m.gain > UNANSWERED * m.promised)
-
-
-def _same_batches(lane: Lane, m: Measured) -> bool:
-    """Whether the losses of the last fifth are one number: each step saw all the data."""
-    return float(lane.loss[-(len(lane.loss) // 5) :].std()) < SAME * m.start
-
-
-def _growth(lane: Lane) -> float:
-    """By how much the gradient norm grew all through the last fifth, while the loss rose, or fell by plainly less than steps against the
-    gradient promised; 0 where it did not.
-
-    On a quadratic every part of the gradient shrinks below the limit, so that the whole grows only above it. Leaving a saddle it grows as
-    well, and the loss falls by more than was promised.
-    """
-    fifth = len(lane.loss) // 5
-    if lane.grad_norm is None or lane.update_norm is None or lane.every > 1 or fifth < LEAST:
-        return 0.0
-    grad, update, loss = (values[-fifth:] for values in (lane.grad_norm, lane.update_norm, lane.loss))
-    fell, promised = float(loss[0] - loss[-1]), float((update * grad)[:-1].sum())
-    grows = (np.diff(grad) > 0).all() and grad[0] > 0 and (fell < 0 or (_is_descent(lane) and fell < 0.75 * promised))
-    return float(grad[-1] / grad[0]) if grows else 0.0
-
-
-def _is_descent(lane: Lane) -> bool:
-    """Whether the updates are the rate times the gradient."""
-    if lane.rate is None or lane.grad_norm is None or lane.update_norm is None:
-        return False
-    return bool(np.allclose(lane.update_norm, lane.rate * lane.grad_norm, rtol=1e-3, atol=0))
-
-
-def _most(lane: Lane) -> float:
-    """By how much the rate may be raised at most, from the curvature along the gradients of gradient descent on all data: 1 / rate is where
-    the loss fell by half of what was promised, 2 / rate where it did not fall. Infinite where the steps do not tell."""
-    if not _is_descent(lane) or lane.every > 1 or not (np.diff(lane.loss) < 0).all():
-        return math.inf
-    promised = (lane.update_norm * lane.grad_norm)[:-1]  # type: ignore[operator]
-    told = promised > RESOLVED * np.abs(lane.loss[:-1])
-    curvature = 2 * (1 + np.diff(lane.loss)[told] / promised[told])
-    return 2 / float(curvature.max()) if curvature.size and curvature.max() > 0 else math.inf
-
-
-def _floor(lane: Lane) -> tuple[int, float] | None:
-    """The step at which the rate was brought down, and the share by which the loss, flat before, then fell; None where it did not."""
-    at = None if lane.rate is None else _drop(lane.rate)
-    if at is None:
-        return None
-    before, after = lane.loss[at // 2 : at], lane.loss[at + max(1, (len(lane.loss) - at) // 5) :]
-    half = max(1, len(before) // 2)
-    flat = float(before[:half].mean() - before[-half:].mean()) < 0.25 * float(before[:half].mean())
-    fell = 1 - float(after.mean() / before[-half:].mean()) if len(after) else 0.0
-    return (at * lane.every, fell) if flat and fell > 0.25 else None
-
-
-def _drop(rate: np.ndarray) -> int | None:
-    """Where the rate falls to a third or less at once, past the first fifth; None where it does not."""
-    falls = np.flatnonzero(rate[1:] < rate[:-1] / 3)
-    falls = falls[falls > len(rate) // 5]
-    return int(falls[0]) + 1 if len(falls) else None
 
 
 def ordered(found: list[Verdict], lane: Lane) -> list[Verdict]:
